@@ -1,0 +1,115 @@
+"""Every field of a run, with its default: `get_config()`.
+
+One comment line each, shown by `--help`. A benchmark's file starts from here
+and changes what it needs. Any field can be overridden on the command line:
+`--config.train.num_steps=100`.
+
+Fields of `data`, `model`, `train` and `seed` bind a workdir to what was trained
+in it; the others only fit, score and report again.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The defaults."""
+  config = ConfigDict()
+  # Of initialisation, data order, dropout, augmentation and held-out parts.
+  config.seed = 0
+  # How a step runs on several devices: 'pmap' or 'shard_map'.
+  config.parallel = 'pmap'
+  # Bit-equal training on GPU too, somewhat slower there.
+  config.deterministic = False
+
+  config.data = ConfigDict()
+  # Data set: 'digits'.
+  config.data.name = 'digits'
+  # Positions of the classes that are kept back and come as unknown.
+  config.data.unknown_classes = (7, 8, 9)
+  # Share of the known samples that is the test part.
+  config.data.test_share = 0.25
+  # Share of the other known samples held out for choices; never trained on.
+  config.data.select_share = 0.1
+  # Share of the rest held out for thresholds; never trained on.
+  config.data.calibrate_share = 0.1
+  # Unknown sets made from a seed: 'noise'.
+  config.data.made_unknowns = ('noise',)
+  # Samples of each unknown set at most; a shorter set is used whole.
+  config.data.max_unknown = 10_000
+  # Of the test part and the unknowns, so that all training seeds share them.
+  config.data.evaluation_seed = 0
+
+  config.model = ConfigDict()
+  # Classifying half: 'digits_cnn' or 'mnist_cnn'.
+  config.model.backbone = 'digits_cnn'
+  # Channels of its first block.
+  config.model.width = 32
+  # Dropout rate after each block.
+  config.model.dropout = 0.25
+  # Dropout rate between fully connected layers.
+  config.model.head_dropout = 0.5
+  # 'bottleneck' (DHRNet), 'identity' (LadderNet) or 'none' (classifier alone).
+  config.model.lateral = 'bottleneck'
+  # Channels of each bottleneck.
+  config.model.latent_width = 32
+  # What is pooled as latent: 'z', or 'hr' for hr(z) as the authors' scripts do.
+  config.model.latent = 'z'
+  # How it is pooled over space: 'max' or 'mean'.
+  config.model.pool = 'max'
+  # End of the reconstruction: 'linear', or 'relu' as the authors' release.
+  config.model.last = 'linear'
+
+  config.train = ConfigDict()
+  # Steps of the whole training; schedules stretch to it.
+  config.train.num_steps = 1_000
+  # Samples of a step, over all devices.
+  config.train.batch_size = 128
+  # Weight of the reconstruction error beside the cross-entropy.
+  config.train.reconstruction_weight = 1.0
+  # 'sgd' (Nesterov) or 'adamw'.
+  config.train.optimizer = 'sgd'
+  # Highest learning rate of the schedule.
+  config.train.learning_rate = 0.05
+  # Of 'sgd'.
+  config.train.momentum = 0.9
+  # On weights, not on biases and norms.
+  config.train.weight_decay = 5e-4
+  # 'one_cycle', 'cosine', 'halving' or 'constant'.
+  config.train.schedule = 'one_cycle'
+  # Share of the steps in which the learning rate rises.
+  config.train.warmup_share = 0.3
+  # How often 'halving' halves, at equal distances.
+  config.train.halvings = 19
+  # Largest norm of the gradient; 0 = unclipped.
+  config.train.clip_norm = 5.0
+  # Augmentation: pixels an image is moved at most; 0 = not at all.
+  config.train.shift = 0
+  # Augmentation: mirror half of the images.
+  config.train.flip = False
+  # Steps between rows of the training log.
+  config.train.log_every = 50
+  # Steps between checkpoints; a killed run goes on from the newest.
+  config.train.checkpoint_every = 500
+  # Newest checkpoints kept.
+  config.train.keep_checkpoints = 3
+
+  config.weibull = ConfigDict()
+  # What a coordinate is divided by: 'none', 'std' or 'within_class'.
+  config.weibull.scaling = 'within_class'
+  # Largest distances per class that are fitted; 0 = use tail_share.
+  config.weibull.tail_size = 0
+  # Share of the class that is fitted, at least 20; 0 = use tail_size.
+  config.weibull.tail_share = 0.05
+
+  config.scorer = ConfigDict()
+  # Classes that OpenMax revises; more than there are means all.
+  config.scorer.alpha = 10
+  # What decides: 'argmax', 'half' or 'tpr95'.
+  config.scorer.decision = 'argmax'
+
+  config.report = ConfigDict()
+  # Draw the pictures; without them a report takes a second.
+  config.report.pictures = True
+  # Samples on the t-SNE maps at most.
+  config.report.map_samples = 1_000
+  return config

@@ -1,0 +1,3 @@
+"""Open-set recognition by classification and reconstruction, in JAX."""
+
+__version__ = '0.1.0'

@@ -1,0 +1,226 @@
+"""What every command shares: flags, --help, one-line errors, exit codes.
+
+0 done (and --help), 1 a failure at run time, 2 a flag or a config field that
+cannot be used. A traceback is a bug of ours.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import logging
+import pathlib
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from crosr_jax import types
+
+_CONFIG_FLAG = 'config'
+_FIELD = re.compile(r'^\s*config\.([\w.]+) = ')
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines --config=FILE[:VARIANT] and --config.<field>=VALUE."""
+  return config_flags.DEFINE_config_file(
+    _CONFIG_FLAG,
+    None,
+    'file of the benchmark, for example configs/digits.py; a variant follows '
+    'a colon',
+    lock_config=True,
+  )
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+  """Parses the flags in sys.argv, runs the command and ends the process.
+
+  --help begins with the page of the command's module.
+  """
+  _set_up_logging()
+  try:
+    if any(re.fullmatch(r'--?h(elp(full|short)?)?', a) for a in sys.argv[1:]):
+      print(_help(main))
+      sys.exit(0)
+    _parse()
+    main()
+  except types.UserError as error:
+    _end(str(error), error.exit_code)
+  except flags.Error as error:
+    _end(str(error), types.UsageError.exit_code)
+  except OSError as error:
+    # A full disk, a folder without permission: nothing a traceback explains.
+    name = f'{error.filename}: ' if error.filename else ''
+    _end(f'{name}{error.strerror or error}', types.UserError.exit_code)
+  except KeyboardInterrupt:
+    _end('interrupted; the same command goes on from the last checkpoint', 130)
+  sys.exit(0)
+
+
+def config_name() -> str:
+  """Name of a run after its --config: '<file>' or '<file>-<variant>'."""
+  path, variant = _split_variant(_value_of_config())
+  return pathlib.Path(path).stem + (f'-{variant}' if variant else '')
+
+
+def _parse() -> None:
+  """sys.argv to FLAGS; the config file and field names are looked at first."""
+  if _CONFIG_FLAG in flags.FLAGS:
+    config = _load(_value_of_config())
+    for argument in sys.argv[1:]:
+      if match := re.match(rf'--?(?:no)?{_CONFIG_FLAG}\.([^=]*)', argument):
+        _check_field(config, match[1])
+  rest = flags.FLAGS(sys.argv)
+  if len(rest) > 1:
+    raise types.UsageError(
+      f'unexpected argument {rest[1]!r}; flags are written --name=value, '
+      '--help lists them'
+    )
+
+
+def _load(value: str) -> config_dict.ConfigDict:
+  """The config as its file has it; `value` is of --config."""
+  path, variant = _split_variant(value)
+  if not pathlib.Path(path).is_file():
+    raise types.UsageError(
+      f'--{_CONFIG_FLAG}={value}: there is no file {path!r}{_nearest(path)}'
+    )
+  try:
+    spec = importlib.util.spec_from_file_location('config', path)
+    if spec is None or spec.loader is None:
+      raise ValueError('a config is a Python file, its name ends in .py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if variant and not inspect.signature(module.get_config).parameters:
+      raise types.UsageError(f'it has no variants, leave out :{variant}')
+    return module.get_config(*([variant] if variant else []))
+  except Exception as error:
+    # Whatever a config file raises is that file's fault, and no bug of ours.
+    reason = (
+      error
+      if isinstance(error, ValueError)
+      else (f'{type(error).__name__}: {error}')
+    )
+    raise types.UsageError(
+      f'--{_CONFIG_FLAG}={value} cannot be loaded: {reason}'
+    ) from error
+
+
+def _value_of_config() -> str:
+  """What --config was given, as one word or two."""
+  value, argv = '', sys.argv
+  for i, argument in enumerate(argv):
+    if match := re.fullmatch(rf'--?{_CONFIG_FLAG}=(.*)', argument):
+      value = match[1]
+    elif re.fullmatch(rf'--?{_CONFIG_FLAG}', argument):
+      value = argv[i + 1] if i + 1 < len(argv) else ''
+  if not value:
+    raise types.UsageError(
+      f'--{_CONFIG_FLAG} is needed, for example '
+      f'--{_CONFIG_FLAG}=configs/digits.py'
+    )
+  return value
+
+
+def _split_variant(value: str) -> tuple[str, str]:
+  path, _, variant = value.partition(':')
+  return path, variant
+
+
+def _nearest(path: str) -> str:
+  """A hint at the file that was meant."""
+  folder = pathlib.Path(path).parent
+  names = [str(p) for p in folder.glob('*.py')] if folder.is_dir() else []
+  near = difflib.get_close_matches(path, names, 1)
+  return f'; did you mean {near[0]}?' if near else ''
+
+
+def _check_field(config: config_dict.ConfigDict, name: str) -> None:
+  fields = [field for field, _ in _fields(config)]
+  if name in fields:
+    return
+  near = difflib.get_close_matches(name, fields, 1)
+  if any(field.startswith(f'{name}.') for field in fields):
+    hint = f'; it is a section, set one of its fields: {name}.<field>=VALUE'
+  elif near:
+    hint = f'; did you mean {near[0]}?'
+  else:
+    hint = '; --help lists the fields'
+  raise types.UsageError(f'the config has no field {name!r}{hint}')
+
+
+def _fields(
+  config: config_dict.ConfigDict, prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """'section.field' and its value, in the order of the file."""
+  for name in config:
+    value = config[name]
+    if isinstance(value, config_dict.ConfigDict):
+      yield from _fields(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', value
+
+
+def _help(main: Callable[[], None]) -> str:
+  """The command's page, its flags, and the fields of its config."""
+  page = inspect.cleandoc(sys.modules[main.__module__].__doc__ or '')
+  own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+  lines = [f'  --{f.name}: {" ".join(f.help.split())}' for f in own]
+  parts = [page, 'Flags:\n' + '\n'.join(_wrap(line) for line in lines)]
+  if _CONFIG_FLAG in flags.FLAGS:
+    parts.append(_help_fields())
+  return '\n\n'.join(parts)
+
+
+def _help_fields() -> str:
+  """Every field, with its value in --config, or else its default."""
+  from configs import common
+
+  try:
+    title = _value_of_config()
+    config = _load(title)
+  except types.UserError:
+    config, title = common.get_config(), 'configs/common.py'
+  comments = field_comments(inspect.getsource(common))
+  lines = [
+    _wrap(f'  --config.{name}={value!r}: {comments.get(name, "")}')
+    for name, value in _fields(config)
+  ]
+  return f'Fields of the config, as {title} has them:\n' + '\n'.join(lines)
+
+
+def field_comments(source: str) -> dict[str, str]:
+  """The comment above each `config.<field> = ...` of a config's source."""
+  comments, above = {}, []
+  for line in source.splitlines():
+    if line.strip().startswith('#'):
+      above.append(line.strip().lstrip('# '))
+      continue
+    if match := _FIELD.match(line):
+      comments[match[1]] = ' '.join(above)
+    above = []
+  return comments
+
+
+def _wrap(line: str) -> str:
+  return textwrap.fill(
+    line, 80, subsequent_indent=' ' * 6, break_long_words=False
+  )
+
+
+def _set_up_logging() -> None:
+  logging.basicConfig(
+    level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True
+  )
+  # Orbax tells every file it opens, JAX every back end it does not find.
+  for name in ('absl', 'jax', 'orbax', 'matplotlib', 'PIL'):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _end(message: str, code: int) -> NoReturn:
+  """One line, in the log file of a run too, and the exit code."""
+  logging.error('error: %s', ' '.join(message.split()))
+  sys.exit(code)

@@ -1,0 +1,98 @@
+"""Known and unknown classes, and held-out parts. N samples, K known classes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from crosr_jax import types
+from crosr_jax.data import sources
+
+
+class Labelled(NamedTuple):
+  """Known samples."""
+
+  image: np.ndarray  # [N, H, W, C] uint8
+  label: np.ndarray  # [N] int32, 0..K-1
+
+
+def by_class(
+  source: sources.Source, unknown_classes: Sequence[int]
+) -> tuple[Labelled, np.ndarray]:
+  """Known samples re-indexed to 0..K-1, and the images of the others.
+
+  Args:
+    source: a labelled data set.
+    unknown_classes: positions in its class_names.
+
+  Raises:
+    UsageError: for a class that does not exist, or fewer than 2 known ones.
+  """
+  num_classes = len(source.class_names)
+  unknown = set(unknown_classes)
+  for k in unknown:
+    if k not in range(num_classes):
+      raise types.UsageError(
+        f'data.unknown_classes: {k} is no class, choose from '
+        f'0..{num_classes - 1}'
+      )
+  known = [k for k in range(num_classes) if k not in unknown]
+  if len(known) < 2:
+    raise types.UsageError(
+      f'data.unknown_classes leaves {len(known)} of {num_classes} classes '
+      'known, at least 2 are needed; keep fewer back'
+    )
+  new_label = np.full(num_classes, types.UNKNOWN, np.int32)
+  new_label[known] = np.arange(len(known), dtype=np.int32)
+  label = new_label[source.label]
+  is_known = label != types.UNKNOWN
+  return (
+    Labelled(source.image[is_known], label[is_known]),
+    source.image[~is_known],
+  )
+
+
+def known_names(
+  source: sources.Source, unknown_classes: Sequence[int]
+) -> tuple[str, ...]:
+  """Names of the known classes, in the order of their new labels."""
+  return tuple(
+    name
+    for k, name in enumerate(source.class_names)
+    if k not in set(unknown_classes)
+  )
+
+
+def hold_out(
+  samples: Labelled, field: str, share: float, seed: int
+) -> tuple[Labelled, Labelled]:
+  """A stratified part and what remains, both in the original order.
+
+  Args:
+    samples: to split.
+    field: of the config, for errors.
+    share: of each class that goes to the part, rounded, in [0, 1).
+    seed: of the draw.
+
+  Raises:
+    UsageError: for a share outside [0, 1), or one that leaves a class empty.
+  """
+  if not 0 <= share < 1:
+    raise types.UsageError(f'data.{field} must be in [0, 1), got {share}')
+  generator = np.random.default_rng(seed)
+  taken = np.zeros(len(samples.label), bool)
+  for k in np.unique(samples.label):
+    member = np.flatnonzero(samples.label == k)
+    count = round(share * len(member))
+    if count == len(member):
+      raise types.UsageError(
+        f'data.{field}={share} leaves no sample of class {k} to train on; '
+        'make it smaller'
+      )
+    taken[generator.permutation(member)[:count]] = True
+  return take(samples, taken), take(samples, ~taken)
+
+
+def take(samples: Labelled, rows: np.ndarray) -> Labelled:
+  """Chosen rows of all parts."""
+  return Labelled(samples.image[rows], samples.label[rows])

@@ -1,0 +1,82 @@
+"""From a net and images to Features. N samples, B batch."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from crosr_jax import sharding, types
+from crosr_jax.data import batches
+from crosr_jax.models import dhrnet
+
+Variables = dict[str, Any]
+
+
+def stream(
+  model: dhrnet.DHRNet,
+  variables: Variables,
+  image: np.ndarray,
+  label: np.ndarray,
+  *,
+  batch_size: int = 256,
+) -> Iterator[types.Features]:
+  """Features of [N, H, W, C] uint8 images, batch by batch, in order.
+
+  The net is in evaluation mode; every sample comes once.
+  """
+  run = _compiled(model)
+  devices = sharding.num_devices()
+  # Every device takes the same number of rows; padding is cut off again.
+  rows = -(-batch_size // devices) * devices
+  for batch in batches.padded(image, label, rows):
+    parts = [np.asarray(x)[batch.mask] for x in run(variables, batch.image)]
+    logits, latent, *error = parts
+    yield types.Features(logits, latent, batch.label[batch.mask], *error)
+
+
+def extract(
+  model: dhrnet.DHRNet,
+  variables: Variables,
+  image: np.ndarray,
+  label: np.ndarray,
+  *,
+  batch_size: int = 256,
+) -> types.Features:
+  """`stream`, in memory."""
+  blocks = stream(model, variables, image, label, batch_size=batch_size)
+  columns = zip(*blocks, strict=True)
+  return types.Features(*(np.concatenate(column) for column in columns))
+
+
+def reconstruct(
+  model: dhrnet.DHRNet, variables: Variables, image: np.ndarray
+) -> np.ndarray:
+  """Reconstructions of [N, H, W, C] uint8 images, as uint8 images."""
+  outputs = _apply(model, variables, image)
+  return np.asarray(model.to_image(outputs.reconstruction))
+
+
+@functools.cache
+def _compiled(model: dhrnet.DHRNet) -> Callable[..., Any]:
+  """logits, latent, and the error of each sample where there is one."""
+
+  def run(variables: Variables, image: Any) -> tuple[Any, ...]:
+    outputs = _apply(model, variables, image)
+    if isinstance(outputs.reconstruction, tuple):
+      return outputs.logits, jnp.zeros((len(image), 0))
+    error = jnp.mean(
+      jnp.square(outputs.reconstruction - model.standardise(image)),
+      axis=(1, 2, 3),
+    )
+    return outputs.logits, jnp.concatenate(outputs.latents, axis=1), error
+
+  return sharding.forward(run)
+
+
+def _apply(
+  model: dhrnet.DHRNet, variables: Variables, image: Any
+) -> types.Outputs:
+  """In evaluation mode; apply's own type covers calls that also mutate."""
+  return model.apply(variables, image)  # type: ignore[return-value]

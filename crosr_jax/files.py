@@ -1,0 +1,44 @@
+"""Files that are whole or absent: written aside, then renamed."""
+
+import os
+import pathlib
+import tempfile
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+  """Puts `data` at `path`; a write that fails leaves what was there.
+
+  The new file lies in the same folder until it is complete, so that the
+  rename never crosses a file system. Missing folders are made.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(aside, _mode(path))
+    os.replace(aside, path)
+  except BaseException:
+    pathlib.Path(aside).unlink(missing_ok=True)
+    raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """`write_bytes` of UTF-8; what it cannot hold is written as an escape.
+
+  A folder's name that is no valid text reaches Python as lone surrogates;
+  such a class name must not cost the whole file.
+  """
+  write_bytes(path, text.encode('utf-8', 'backslashreplace'))
+
+
+def _mode(path: pathlib.Path) -> int:
+  """Permissions of the old file, else what a plain open would give."""
+  if path.exists():
+    return path.stat().st_mode & 0o777
+  mask = os.umask(0)
+  os.umask(mask)
+  return 0o666 & ~mask

@@ -1,0 +1,95 @@
+"""Nets: DHRNet around a backbone; LadderNet and the plain classifier too."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crosr_jax import types
+from crosr_jax.models import backbones, dhrnet
+
+# What the paper calls a net with this lateral.
+SYSTEMS = {
+  'bottleneck': 'dhrnet',
+  'identity': 'laddernet',
+  'none': 'supervised',
+}
+
+
+def build(
+  num_classes: int,
+  mean: Sequence[float],
+  deviation: Sequence[float],
+  *,
+  backbone: str,
+  width: int,
+  dropout: float,
+  head_dropout: float,
+  lateral: str = 'bottleneck',
+  latent_width: int = 32,
+  latent: str = 'z',
+  pool: str = 'max',
+  last: str = 'linear',
+) -> dhrnet.DHRNet:
+  """The net, without parameters.
+
+  Args:
+    num_classes: K, at least 2.
+    mean: of the training pixels per channel, in [0, 1].
+    deviation: likewise; a channel that never moves counts as 1.
+    backbone: a name in backbones.BACKBONES.
+    width: channels of its first block.
+    dropout: rate after each block, in [0, 1).
+    head_dropout: rate between fully connected layers, in [0, 1).
+    lateral: 'bottleneck' (DHRNet), 'identity' (LadderNet), 'none'.
+    latent_width: channels of each bottleneck.
+    latent: 'z' or 'hr'.
+    pool: 'max' or 'mean' over space.
+    last: 'linear' or 'relu' end of the reconstruction.
+
+  Raises:
+    ValueError: for a value that cannot be used; names it and the choices.
+  """
+  if num_classes < 2:
+    raise types.UsageError(
+      f'a classifier needs at least 2 known classes, got {num_classes}'
+    )
+  types.check_choice('model.backbone', backbone, backbones.BACKBONES)
+  types.check_choice('model.lateral', lateral, dhrnet.LATERALS)
+  types.check_choice('model.latent', latent, dhrnet.LATENTS)
+  types.check_choice('model.pool', pool, dhrnet.POOLS)
+  types.check_choice('model.last', last, dhrnet.LAST)
+  for name, value in (('width', width), ('latent_width', latent_width)):
+    if value < 1:
+      raise types.UsageError(f'model.{name} must be at least 1, got {value}')
+  for name, rate in (('dropout', dropout), ('head_dropout', head_dropout)):
+    if not 0 <= rate < 1:
+      raise types.UsageError(f'model.{name} must be in [0, 1), got {rate}')
+  parts = backbones.BACKBONES[backbone](
+    num_classes, width, dropout, head_dropout
+  )
+  return dhrnet.DHRNet(
+    blocks=parts.blocks,
+    head=parts.head,
+    mean=tuple(float(x) for x in mean),
+    deviation=tuple(float(x) if x > 0 else 1.0 for x in deviation),
+    lateral=lateral,
+    latent_width=latent_width,
+    latent=latent,
+    pool=pool,
+    last=last,
+  )
+
+
+def pixel_statistics(
+  image: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and deviation per channel of [N, H, W, C] uint8, in [0, 1]."""
+  # Exact from a histogram of the 256 values, in little memory.
+  levels = np.arange(256) / 255.0
+  mean, deviation = [], []
+  for channel in range(image.shape[-1]):
+    share = np.bincount(image[..., channel].ravel(), minlength=256)
+    share = share / share.sum()
+    mean.append(float(share @ levels))
+    deviation.append(float(np.sqrt(share @ np.square(levels - mean[-1]))))
+  return tuple(mean), tuple(deviation)

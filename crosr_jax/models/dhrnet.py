@@ -1,0 +1,95 @@
+"""DHRNet: one net that classifies, and reconstructs its input from codes.
+
+B batch, H x W pixels, C channels, K known classes, D_l width of block l's code.
+
+CROSR, section 4: x_{l+1} = f_l(x_l); z_l = h_l(x_{l+1});
+r_l = g_l(r_{l+1} + hr_l(z_l)), at the top g_L(hr_L(z_L)); r_1 is the
+reconstruction of x_1, the standardised image.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crosr_jax import types
+from crosr_jax.models import layers
+
+Array = jax.Array
+
+LATERALS = ('bottleneck', 'identity', 'none')
+LATENTS = ('z', 'hr')
+POOLS = ('max', 'mean')
+LAST = ('linear', 'relu')
+
+
+class DHRNet(nn.Module):
+  """Laterals and a decoder around the blocks of any backbone."""
+
+  blocks: tuple[nn.Module, ...]
+  head: nn.Module
+  mean: tuple[float, ...]  # of the training pixels, per channel, in [0, 1]
+  deviation: tuple[float, ...]
+  lateral: str = 'bottleneck'  # 'identity': LadderNet; 'none': classifier alone
+  latent_width: int = 32
+  latent: str = 'z'  # 'hr': hr_l(z_l), as the authors' scripts have it
+  pool: str = 'max'
+  last: str = 'linear'  # 'relu': the authors'; cannot reach negative values
+
+  @nn.compact
+  def __call__(
+    self, image: Array, keys: Array | None = None, train: bool = False
+  ) -> types.Outputs:
+    """Classifies and reconstructs.
+
+    Args:
+      image: [B, H, W, C] uint8.
+      keys: one PRNG key per sample, [B], for dropout; None = no dropout.
+      train: whether batch statistics are of this batch.
+
+    Returns:
+      logits [B, K]; latents, deepest block first, each [B, D_l]; the
+      reconstruction [B, H, W, C] in standardised units.
+    """
+    maps = [self.standardise(image)]
+    for block in self.blocks:
+      maps.append(block(maps[-1], keys, train))
+    logits = self.head(maps[-1], keys, train)
+    if self.lateral == 'none':
+      return types.Outputs(logits, (), ())
+    latents, reconstruction = [], jnp.zeros(())
+    for level in reversed(range(len(self.blocks))):
+      code, back = self._lateral(maps[level + 1], level)
+      latents.append(self._pool(code if self.latent == 'z' else back))
+      if level + 1 < len(self.blocks):
+        back = reconstruction + back
+      reconstruction = self._decode(back, maps[level], level)
+    return types.Outputs(logits, tuple(latents), reconstruction)
+
+  def standardise(self, image: Array) -> Array:
+    """What the reconstruction is compared with; [B, H, W, C]."""
+    return layers.standardise(image, self.mean, self.deviation)
+
+  def to_image(self, reconstruction: Array) -> Array:
+    """A reconstruction as 8-bit images; [B, H, W, C]."""
+    return layers.unstandardise(reconstruction, self.mean, self.deviation)
+
+  def _lateral(self, x: Array, level: int) -> tuple[Array, Array]:
+    """z_l and hr_l(z_l) of a block's output x."""
+    if self.lateral == 'identity':
+      return x, x
+    code = nn.relu(layers.conv(self.latent_width, name=f'h_{level}')(x))
+    return code, layers.conv(x.shape[-1], name=f'hr_{level}')(code)
+
+  def _decode(self, x: Array, like: Array, level: int) -> Array:
+    """g_l: a transposed convolution to the shape of the block's input."""
+    _, height, width, channels = like.shape
+    strides = (-(-height // x.shape[1]), -(-width // x.shape[2]))
+    # Where a block keeps the size, 1x1 would see no neighbour.
+    kernel = tuple(3 if s == 1 else s for s in strides)
+    x = nn.ConvTranspose(channels, kernel, strides, name=f'g_{level}')(x)
+    x = x[:, :height, :width]
+    return nn.relu(x) if level > 0 or self.last == 'relu' else x
+
+  def _pool(self, x: Array) -> Array:
+    """[B, H, W, D_l] -> [B, D_l]."""
+    return x.max(axis=(1, 2)) if self.pool == 'max' else x.mean(axis=(1, 2))

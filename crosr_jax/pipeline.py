@@ -1,0 +1,414 @@
+"""The whole story: data, net, features, Weibulls, scores, figures, report.
+
+The only reader of `config`: each stage takes its section as keywords.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from crosr_jax import (
+  checkpoint,
+  data,
+  features,
+  files,
+  metrics,
+  models,
+  report,
+  scorer,
+  sharding,
+  train,
+  types,
+  weibull,
+)
+
+# Methods as published, beside the config's recipe 'crosr'; PAPER.md names the
+# sources: OpenMax (Bendale and Boult 2016), CROSR, the authors' release.
+PUBLISHED: dict[str, dict[str, Any]] = {
+  'crosr_published': {'vector': 'joint', 'scaling': 'none', 'tail_size': 20},
+  'crosr_y': {'vector': 'logits', 'scaling': 'none', 'tail_size': 100},
+  'openmax': {'vector': 'logits', 'scaling': 'none', 'tail_size': 20},
+}
+# Sections that a workdir is bound to.
+BINDING = ('data', 'model', 'train', 'seed')
+_LEAD = (
+  'The scaling and tail share of the recipe "crosr" were first tried against '
+  'the MNIST test unknowns; until they are chosen again from known data alone, '
+  'its figures are a lead, not evidence. "crosr_published" is not concerned.'
+)
+
+Parts = dict[str, types.Features]
+
+
+def run(
+  config: config_dict.ConfigDict, name: str, workdir: pathlib.Path
+) -> dict:
+  """Runs a config in a workdir and returns its report.
+
+  Args:
+    config: as configs/common.py has it.
+    name: of the run, for the report.
+    workdir: a new folder, or one of an earlier run of the same `data`,
+      `model`, `train` and `seed`, which is then resumed.
+
+  Raises:
+    ValueError: where a field or the workdir cannot be used, or a stage fails;
+      one line that names the value and the way out.
+  """
+  with _opened(config, workdir):
+    benchmark = data.load(seed=config.seed, **config.data)
+    model = models.build(
+      len(benchmark.class_names),
+      *models.pixel_statistics(benchmark.train.image),
+      **config.model,
+    )
+    trained = train.fit(
+      model,
+      benchmark.train,
+      benchmark.select,
+      workdir,
+      seed=config.seed,
+      parallel=config.parallel,
+      **config.train,
+    )
+    parts = _extract(model, trained.state, benchmark)
+    fitted, notes = _fit(parts['train'], benchmark.class_names, config.weibull)
+    scores = _score(parts, fitted, config.scorer.alpha)
+    thresholds = {
+      method: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
+      for method, found in scores.items()
+    }
+    checkpoint.save_fitted(
+      workdir, fitted, _decision(config, benchmark, model, trained, thresholds)
+    )
+    result = {
+      **_about(config, name, benchmark, trained),
+      **_known(config, parts, scores['crosr'], thresholds['crosr']),
+      **_fits(fitted),
+      'notes': [_LEAD, *notes],
+      'unknown': _unknown(benchmark, parts, scores, thresholds),
+    }
+    material = None
+    if config.report.pictures:
+      material = _material(
+        benchmark, model, trained, parts, fitted['crosr'], scores, thresholds
+      )
+    report.write(
+      workdir,
+      result,
+      material,
+      map_samples=config.report.map_samples,
+      seed=config.seed,
+    )
+  return result
+
+
+@contextlib.contextmanager
+def _opened(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> Iterator[None]:
+  """Makes the workdir, binds it to the config, and keeps a log in it."""
+  if config.deterministic:
+    flag = '--xla_gpu_deterministic_ops=true'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
+  if workdir.exists() and not workdir.is_dir():
+    raise types.UsageError(f'--workdir={workdir} is a file, not a folder')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(workdir / 'run.log')
+  except OSError as error:
+    raise types.UsageError(
+      f'--workdir={workdir} cannot be written: {error.strerror}'
+    ) from None
+  _bind(config, workdir)
+  handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+  logging.getLogger().addHandler(handler)
+  try:
+    yield
+  except types.UserError as error:
+    # The console tells it too, but not with the time.
+    handler.emit(_record(f'error: {error}'))
+    raise
+  finally:
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+def _record(message: str) -> logging.LogRecord:
+  return logging.LogRecord('', logging.ERROR, '', 0, message, None, None)
+
+
+def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises where the workdir was made with another config."""
+  path = workdir / 'config.json'
+  bound = json.loads(json.dumps({k: _plain(config[k]) for k in BINDING}))
+  if not path.exists():
+    files.write_text(path, json.dumps(bound, indent=2))
+    return
+  try:
+    before = json.loads(path.read_text())
+  except ValueError:
+    raise types.UserError(
+      f'{path} is damaged; take another --workdir, or put back what --config '
+      'was when this one was made'
+    ) from None
+  old, new = _flat(before), _flat(bound)
+  changed = [k for k in new | old if old.get(k) != new.get(k)]
+  if changed:
+    told = ', '.join(
+      f'{k} was {old.get(k, "not there")} and is now {new.get(k, "not there")}'
+      for k in changed[:3]
+    )
+    more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
+    raise types.UsageError(
+      f'--workdir={workdir} belongs to another config: {told}{more}; take '
+      'another --workdir, or the old values'
+    )
+
+
+def _extract(
+  model: models.dhrnet.DHRNet,
+  state: train.TrainState,
+  benchmark: data.Benchmark,
+) -> Parts:
+  """Features of what is fitted, decided or scored on."""
+  return {
+    name: features.extract(model, state.variables, image, label)
+    for name, image, label in benchmark.parts()
+    if name != 'select'
+  }
+
+
+def _fit(
+  known: types.Features,
+  class_names: Sequence[str],
+  recipe: config_dict.ConfigDict,
+) -> tuple[dict[str, types.WeibullModel], list[str]]:
+  """The models of all methods, and what was to be warned of."""
+  recipes = {'crosr': dict(recipe), **PUBLISHED}
+  fitted, notes = {}, []
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always', UserWarning)
+    for name, fields in recipes.items():
+      fitted[name] = weibull.fit(known, class_names=class_names, **fields)
+      notes += [f'{name}: {warning.message}' for warning in caught]
+      caught.clear()
+  for note in notes:
+    logging.warning('%s', note)
+  return fitted, notes
+
+
+def _score(
+  parts: Parts, fitted: dict[str, types.WeibullModel], alpha: int
+) -> dict[str, dict[str, types.Scores]]:
+  """method -> part -> scores, all from the same features."""
+  formulas = {name: name for name in [*fitted, 'softmax', 'max_logit']}
+  formulas['crosr_published'] = 'crosr'
+  return {
+    name: {
+      part: scorer.score(
+        found, fitted.get(name), method=formulas[name], alpha=alpha
+      )
+      for part, found in parts.items()
+    }
+    for name in formulas
+  }
+
+
+def _unknown(
+  benchmark: data.Benchmark,
+  parts: Parts,
+  scores: dict[str, dict[str, types.Scores]],
+  thresholds: dict[str, float],
+) -> dict:
+  """Figures of every method against every unknown set."""
+  test, result = parts['test'], {}
+  for name, unknown in benchmark.unknown.items():
+    closed = np.append(_closed(test), _closed(parts[name]))
+    row = {
+      'n_known': len(test.label),
+      'n_unknown': len(unknown.image),
+      'openness': metrics.openness(
+        len(benchmark.class_names), unknown.num_classes
+      ),
+      'recipe': unknown.recipe,
+    }
+    for method, found in scores.items():
+      row[method] = metrics.evaluate(
+        found['test'],
+        found[name],
+        test.label,
+        closed,
+        threshold=thresholds[method],
+        is_probability=method != 'max_logit',
+      )
+    row['trivial'] = metrics.trivial(benchmark.test.image, unknown.image)
+    result[name] = row
+  return result
+
+
+def _known(
+  config: config_dict.ConfigDict,
+  parts: Parts,
+  scores: dict[str, types.Scores],
+  threshold: float,
+) -> dict:
+  """What the known parts say: accuracy, and how many are turned away."""
+  test = parts['test']
+  rejected = {}
+  for part in ('train', 'calibrate', 'test'):
+    decided = scorer.decide(
+      scores[part],
+      _closed(parts[part]),
+      decision=config.scorer.decision,
+      threshold=threshold,
+    )
+    rejected[part] = float(np.mean(decided == types.UNKNOWN))
+  return {
+    'closed_set_accuracy': float(np.mean(_closed(test) == test.label)),
+    'known_rejected': rejected,
+  }
+
+
+def _fits(fitted: dict[str, types.WeibullModel]) -> dict:
+  recipe = fitted['crosr']
+  return {
+    'activation_width': len(recipe.dead),
+    'dead_coordinates': int(recipe.dead.sum()),
+    'tail_count': {name: m.tail_count.tolist() for name, m in fitted.items()},
+  }
+
+
+def _about(
+  config: config_dict.ConfigDict,
+  name: str,
+  benchmark: data.Benchmark,
+  trained: train.Trained,
+) -> dict:
+  """What ran, where, on what."""
+  device = jax.devices()[0]
+  return {
+    'name': name,
+    'system': models.SYSTEMS[config.model.lateral],
+    'seed': config.seed,
+    'config': _plain(config),
+    'versions': _versions(),
+    'device': f'{device.platform} ({device.device_kind}) x '
+    f'{sharding.num_devices()}, {os.cpu_count()} CPU cores',
+    'parameters': train.num_parameters(trained.state),
+    'class_names': list(benchmark.class_names),
+    'data': {
+      part: len(image)
+      for part, image, _ in benchmark.parts()
+      if part not in benchmark.unknown
+    },
+    'train': {
+      'steps': int(trained.state.step),
+      'seconds': trained.seconds,
+      'images_per_second': trained.images_per_second,
+    },
+    'decision': config.scorer.decision,
+  }
+
+
+def _decision(
+  config: config_dict.ConfigDict,
+  benchmark: data.Benchmark,
+  model: models.dhrnet.DHRNet,
+  trained: train.Trained,
+  thresholds: dict[str, float],
+) -> dict:
+  """model.json: all but the Weibulls that a decision on an image needs."""
+  bound = json.dumps([_plain(config[k]) for k in BINDING], sort_keys=True)
+  return {
+    'format': 1,
+    'class_names': list(benchmark.class_names),
+    'image_shape': list(benchmark.train.image.shape[1:]),
+    'mean': list(model.mean),
+    'deviation': list(model.deviation),
+    'method': 'crosr',
+    'decision': config.scorer.decision,
+    'alpha': config.scorer.alpha,
+    'thresholds': thresholds,
+    'source_step': int(trained.state.step),
+    'config_sha256': hashlib.sha256(bound.encode()).hexdigest(),
+    'versions': _versions(),
+  }
+
+
+def _material(
+  benchmark: data.Benchmark,
+  model: models.dhrnet.DHRNet,
+  trained: train.Trained,
+  parts: Parts,
+  recipe: types.WeibullModel,
+  scores: dict[str, dict[str, types.Scores]],
+  thresholds: dict[str, float],
+) -> report.Material:
+  """What the report draws from: training, test and unknown samples."""
+  shown = {
+    name: image
+    for name, image, _ in benchmark.parts()
+    if name not in ('select', 'calibrate')
+  }
+  reconstruct = None
+  if model.lateral != 'none':
+    reconstruct = functools.partial(
+      features.reconstruct, model, trained.state.variables
+    )
+  return report.Material(
+    class_names=benchmark.class_names,
+    history=trained.history,
+    image=shown,
+    features={name: parts[name] for name in shown},
+    activation={
+      name: weibull.activation_vector(parts[name], recipe.vector)
+      / recipe.feature_scale
+      for name in shown
+    },
+    scores={
+      method: {name: found[name] for name in shown if name != 'train'}
+      for method, found in scores.items()
+    },
+    threshold=thresholds,
+    reconstruct=reconstruct,
+  )
+
+
+def _closed(found: types.Features) -> np.ndarray:
+  return np.argmax(found.logits, axis=1)
+
+
+def _plain(config: Any) -> Any:
+  if isinstance(config, config_dict.ConfigDict):
+    return config.to_dict()
+  return config
+
+
+def _flat(section: Any, prefix: str = '') -> dict[str, Any]:
+  """{'data': {'name': 1}} -> {'data.name': 1}."""
+  if not isinstance(section, dict):
+    return {prefix: section}
+  flat: dict[str, Any] = {}
+  for name, value in section.items():
+    flat |= _flat(value, f'{prefix}.{name}' if prefix else name)
+  return flat
+
+
+def _versions() -> dict[str, str]:
+  packages = ('crosr_jax', 'jax', 'flax', 'optax', 'numpy', 'scipy')
+  found = {name: importlib.metadata.version(name) for name in packages}
+  return {'python': platform.python_version(), **found}

@@ -1,0 +1,337 @@
+"""Open-set probabilities and unknown scores of features.
+
+N samples, B rows of a block, K known classes, D activation width.
+
+Rows are scored in blocks of a fixed size by one program, each row on its own:
+a sample's score is the same, to the last bit, whatever else is in its batch.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crosr_jax import types
+
+Array = jax.Array
+
+DECISIONS = ('argmax', 'half', 'tpr95')
+
+# Log-odds beyond it go on logarithmically, so that float32 neither overflows
+# nor ties; up there the two scales meet to less than one ulp.
+LARGEST_LOG_ODDS = 1e30
+# Up to this K * D, distances are sums of squared differences, which cancel
+# nothing; above, a matmul, and such sums for the nearest classes alone.
+_DIRECT = 16_384
+_NEAREST = 8
+_ROWS = 256
+_CELLS = 1 << 22  # of a block's [B, K] and [B, D]: 16 MiB each
+
+
+class Method(NamedTuple):
+  """What a method needs and what it gives."""
+
+  vectors: tuple[str, ...]  # `vector` of the models it takes, () = no model
+  is_probability: bool  # False: a score alone, column K of probability is 0
+
+
+METHODS = {
+  'softmax': Method((), True),
+  'max_logit': Method((), False),
+  'openmax': Method(('logits',), True),
+  'crosr_y': Method(('logits',), True),
+  'crosr': Method(('joint',), True),
+}
+
+
+class _Fitted(NamedTuple):
+  """A WeibullModel in the program's float32."""
+
+  center: types.Array  # [D] mean of the MAVs
+  unit: types.Array  # [D] 1 / feature_scale
+  mav: types.Array  # [K, D] less center, times unit
+  shape: types.Array  # [K]
+  loc: types.Array  # [K]
+  scale: types.Array  # [K]
+  one: types.Array  # [K] loc + scale: the distance where the CDF is 1 - 1/e
+
+
+def score(
+  features: types.Features,
+  model: types.WeibullModel | None = None,
+  *,
+  method: str = 'crosr',
+  alpha: int = 10,
+) -> types.Scores:
+  """Scores N samples.
+
+  Args:
+    features: of any net.
+    model: from `weibull.fit`; 'softmax' and 'max_logit' need none.
+    method: 'softmax', 'max_logit', 'openmax' (Bendale and Boult 2016),
+      'crosr' (Yoshihashi et al. 2019) or 'crosr_y' (its formula on logits
+      alone, which the authors' release calls OpenMax).
+    alpha: number of top classes that 'openmax' revises; above K it means K.
+
+  Returns:
+    One row per sample.
+
+  Raises:
+    ValueError: for an unknown method, a model that is missing or suits
+      neither method nor features, and features that are not finite.
+  """
+  types.check_choice('method', method, METHODS)
+  if alpha < 1:
+    raise types.UsageError(f'alpha must be at least 1, got {alpha}')
+  if METHODS[method].vectors:
+    model = _suitable(model, method)
+    fitted, a = _float32(model), _vector(features, model.vector, model)
+  else:
+    fitted, a = None, _vector(features, 'logits', None)
+  num_classes = np.shape(features.logits)[1]
+  program = functools.partial(
+    _program, method=method, alpha=min(alpha, num_classes), k=num_classes
+  )
+  probability, unknown_score = _by_blocks(program, a, fitted, num_classes)
+  column = np.argmax(probability, axis=1)
+  return types.Scores(
+    probability=probability,
+    prediction=np.where(column == num_classes, types.UNKNOWN, column).astype(
+      np.int32
+    ),
+    unknown_score=unknown_score,
+  )
+
+
+def distances(
+  features: types.Features, model: types.WeibullModel
+) -> np.ndarray:
+  """Distances to every class mean, [N, K] float32, as `score` takes them."""
+  a = _vector(features, model.vector, model)
+  (result,) = _by_blocks(_distance_program, a, _float32(model), len(model.mav))
+  return result
+
+
+def decide(
+  scores: types.Scores,
+  closed_prediction: np.ndarray,
+  *,
+  decision: str = 'argmax',
+  threshold: float = float('inf'),
+) -> np.ndarray:
+  """The class of each sample, [N] int32, -1 = unknown.
+
+  Args:
+    scores: N rows.
+    closed_prediction: argmax of the logits, [N].
+    decision: 'argmax' of the K + 1 probabilities; 'half': the class with
+      p >= 0.5, unknown where there is none; 'tpr95': unknown where the
+      unknown score is above `threshold`, else the closed-set class.
+    threshold: chosen on held-out known samples.
+
+  Raises:
+    ValueError: for an unknown decision.
+  """
+  types.check_choice('decision', decision, DECISIONS)
+  if decision == 'argmax':
+    return scores.prediction
+  if decision == 'half':
+    accepted = scores.probability.max(axis=1) >= 0.5
+    known = scores.prediction
+  else:
+    accepted = scores.unknown_score <= threshold
+    known = closed_prediction
+  return np.where(accepted, known, types.UNKNOWN).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=('method', 'alpha', 'k'))
+def _program(
+  a: Array, fitted: _Fitted | None, *, method: str, alpha: int, k: int
+) -> tuple[Array, Array]:
+  """[B, D] -> probability [B, K+1], unknown_score [B]."""
+  logits = a[:, :k]
+  if method == 'softmax':
+    return _softmax(logits)
+  if method == 'max_logit':
+    closed = jax.nn.softmax(logits, axis=1)
+    return jnp.pad(closed, ((0, 0), (0, 1))), -logits.max(axis=1)
+  assert fitted is not None
+  d = _distances(a, fitted)
+  if method == 'openmax':
+    return _openmax(logits, _log_power(d, fitted), alpha)
+  return _crosr(logits, d, fitted)
+
+
+@jax.jit
+def _distance_program(a: Array, fitted: _Fitted) -> tuple[Array]:
+  return (_distances(a, fitted),)
+
+
+def _distances(a: Array, fitted: _Fitted) -> Array:
+  """[B, D] -> [B, K]."""
+  x = (a - fitted.center) * fitted.unit
+  if fitted.mav.size <= _DIRECT:
+    difference = x[:, None, :] - fitted.mav[None, :, :]
+    return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2))
+  product = jnp.matmul(x, fitted.mav.T, precision=jax.lax.Precision.HIGHEST)
+  square = (
+    jnp.sum(jnp.square(x), axis=1, keepdims=True)
+    + jnp.sum(jnp.square(fitted.mav), axis=1)[None, :]
+    - 2.0 * product
+  )
+  # What is left of two large squares near a class mean has few true digits.
+  _, nearest = jax.lax.top_k(-square, _NEAREST)
+  exact = jax.lax.map(
+    lambda i: jnp.sum(jnp.square(x - fitted.mav[i]), axis=1), nearest.T
+  )
+  row = jnp.arange(len(a), dtype=nearest.dtype)[:, None]
+  return jnp.sqrt(jnp.maximum(square.at[row, nearest].set(exact.T), 0.0))
+
+
+def _log_power(d: Array, fitted: _Fitted) -> Array:
+  """log of t = ((d - loc) / scale)**shape, [B, K]; cdf = 1 - exp(-t).
+
+  Through log1p around the point where t is 1: the digits of d - loc - scale
+  are all there, however large the shape.
+  """
+  x = jnp.maximum((d - fitted.one[None, :]) / fitted.scale[None, :], -1.0)
+  return fitted.shape[None, :] * jnp.log1p(x)
+
+
+def _softmax(logits: Array) -> tuple[Array, Array]:
+  """The top class keeps its probability, unknown gets the rest."""
+  k = logits.shape[1]
+  is_top = jax.nn.one_hot(jnp.argmax(logits, axis=1), k, dtype=bool)
+  closed = jax.nn.softmax(logits, axis=1)
+  rest = jnp.sum(jnp.where(is_top, 0.0, closed), axis=1, keepdims=True)
+  others = jax.nn.logsumexp(jnp.where(is_top, -jnp.inf, logits), axis=1)
+  probability = jnp.concatenate([jnp.where(is_top, closed, 0.0), rest], axis=1)
+  return probability, others - logits.max(axis=1)
+
+
+def _openmax(
+  logits: Array, log_power: Array, alpha: int
+) -> tuple[Array, Array]:
+  """Bendale and Boult 2016, algorithm 2; rank 0 is the top class."""
+  rank = jnp.argsort(jnp.argsort(-logits, axis=1), axis=1)
+  weight = jnp.maximum(alpha - rank, 0).astype(logits.dtype) / alpha
+  tail_cdf = -jnp.expm1(-jnp.exp(log_power))
+  moved = logits * tail_cdf * weight
+  unknown = moved.sum(axis=1, keepdims=True)
+  known = logits - moved
+  probability = jax.nn.softmax(jnp.concatenate([known, unknown], axis=1))
+  return probability, unknown[:, 0] - jax.nn.logsumexp(known, axis=1)
+
+
+def _crosr(logits: Array, d: Array, fitted: _Fitted) -> tuple[Array, Array]:
+  """p_i = softmax_i (1 - w_i), p_unknown = sum of softmax_i w_i."""
+  log_power = _log_power(d, fitted)
+  power = jnp.exp(log_power)
+  tail_cdf = -jnp.expm1(-power)
+  log_closed = jax.nn.log_softmax(logits, axis=1)
+  closed = jnp.exp(log_closed)
+  known = closed * jnp.exp(-power)
+  unknown = jnp.sum(closed * tail_cdf, axis=1, keepdims=True)
+  # log w; below the switch 1 - exp(-t) = t exp(-t / 2) to float32.
+  log_cdf = jnp.where(
+    log_power < -8.0, log_power - power / 2.0, jnp.log(tail_cdf)
+  )
+  log_unknown = jax.nn.logsumexp(log_closed + log_cdf, axis=1)
+  against = -jax.nn.logsumexp(log_closed - power, axis=1)
+  return (
+    jnp.concatenate([known, unknown], axis=1),
+    _extend(log_unknown, against, log_power, log_closed, fitted.loc[None] - d),
+  )
+
+
+def _extend(
+  log_unknown: Array,
+  against: Array,
+  log_power: Array,
+  log_closed: Array,
+  inside: Array,
+) -> Array:
+  """Log-odds log_unknown + against, [B], carried on where they end.
+
+  Above LARGEST_LOG_ODDS they are the least t_i - log p_i, of which the
+  logarithm is at hand; where no class finds anything strange (cdf 0 for all)
+  the depth inside the tails, [B, K], ranks.
+  """
+  log_least = jnp.logaddexp(log_power, jnp.log(-log_closed)).min(axis=1)
+  beyond = 1.0 + log_least - np.log(LARGEST_LOG_ODDS).astype(np.float32)
+  depth = 1.0 + jnp.log1p(jnp.maximum(inside.min(axis=1), 0.0))
+  result = jnp.where(
+    against < LARGEST_LOG_ODDS,
+    log_unknown + against,
+    LARGEST_LOG_ODDS * beyond,
+  )
+  return jnp.where(jnp.isneginf(log_unknown), -LARGEST_LOG_ODDS * depth, result)
+
+
+def _by_blocks(
+  program, a: np.ndarray, fitted: _Fitted | None, num_classes: int
+) -> tuple[np.ndarray, ...]:
+  """Runs a program over [N, D] in blocks of one size, the last one padded."""
+  widest = max(num_classes, a.shape[1])
+  rows = min(_ROWS, 1 << max(_CELLS // widest, 8).bit_length() - 1)
+  parts = []
+  for start in range(0, max(len(a), 1), rows):
+    block = a[start : start + rows]
+    padding = rows - len(block)
+    parts.append(program(np.pad(block, ((0, padding), (0, 0))), fitted))
+  return tuple(
+    np.concatenate([np.asarray(x) for x in column])[: len(a)]
+    for column in zip(*parts, strict=True)
+  )
+
+
+def _suitable(
+  model: types.WeibullModel | None, method: str
+) -> types.WeibullModel:
+  wanted = METHODS[method].vectors
+  if model is None:
+    raise types.UsageError(
+      f'method {method!r} needs a model: weibull.fit(features, '
+      f'vector={wanted[0]!r}, ...)'
+    )
+  if model.vector not in wanted:
+    raise types.UsageError(
+      f'method {method!r} needs a model fitted on vector={wanted[0]!r}, this '
+      f'one was fitted on {model.vector!r}'
+    )
+  return model
+
+
+def _float32(model: types.WeibullModel) -> _Fitted:
+  center = model.mav.mean(axis=0).astype(np.float32)
+  unit = (1.0 / model.feature_scale).astype(np.float32)
+  mav = (model.mav - center) * unit
+  arrays = (mav, model.shape, model.loc, model.scale, model.loc + model.scale)
+  return _Fitted(center, unit, *(x.astype(np.float32) for x in arrays))
+
+
+def _vector(
+  features: types.Features, vector: str, model: types.WeibullModel | None
+) -> np.ndarray:
+  """The activation vectors, [N, D] float32."""
+  parts = [np.asarray(features.logits, np.float32)]
+  if vector == 'joint':
+    parts.append(np.asarray(features.latent, np.float32))
+  a = np.concatenate(parts, axis=1)
+  if not np.isfinite(a).all():
+    row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
+    raise types.UserError(
+      f'features of sample {row} are not finite; look at its input and at the '
+      'training that made the net'
+    )
+  k = np.shape(features.logits)[1]
+  if k < 2:
+    raise types.UsageError(f'logits need at least 2 classes, got {k}')
+  if model is not None and (k, a.shape[1]) != model.mav.shape:
+    raise types.UsageError(
+      f'the model knows {model.mav.shape[0]} classes and vectors of width '
+      f'{model.mav.shape[1]}, the features have {k} and {a.shape[1]}'
+    )
+  return a

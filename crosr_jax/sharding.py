@@ -1,0 +1,123 @@
+"""Where devices are spoken of, once.
+
+The math elsewhere is written for one replica, with means over the axis
+layers.AXIS. State crosses this door without a device axis.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from crosr_jax import types
+from crosr_jax.models import layers
+
+PARALLEL = ('pmap', 'shard_map')
+
+# (state, batch) -> (state, metrics), for one replica's share of the batch.
+ReplicaStep = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class Engine(NamedTuple):
+  """A replica step on every device."""
+
+  place: Callable[[Any], Any]  # state -> state on the devices
+  step: ReplicaStep  # donates the placed state it is given
+  fetch: Callable[[Any], Any]  # placed state -> NumPy
+
+
+def engine(
+  step: ReplicaStep,
+  *,
+  parallel: str = 'pmap',
+  devices: Sequence[jax.Device] | None = None,
+) -> Engine:
+  """Compiles a replica step.
+
+  Args:
+    step: written with `lax.pmean(.., layers.AXIS)`; what it returns must be
+      equal on all replicas.
+    parallel: 'pmap', or 'shard_map' for jit(shard_map).
+    devices: default all of this process.
+
+  Returns:
+    Place, step, fetch. The leading axis of every leaf of a batch is split over
+    the devices.
+
+  Raises:
+    ValueError: for another `parallel`.
+  """
+  types.check_choice('parallel', parallel, PARALLEL)
+  devices = list(devices or jax.local_devices())
+  build = _pmap if parallel == 'pmap' else _shard_map
+  return build(step, devices)
+
+
+def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
+  n = len(devices)
+  mesh = Mesh(np.array(devices), (layers.AXIS,))
+  mapped = jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0)
+
+  def place(state: Any) -> Any:
+    stacked = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * n), state)
+    return jax.device_put(stacked, NamedSharding(mesh, P(layers.AXIS)))
+
+  def run(state: Any, batch: Any) -> tuple[Any, Any]:
+    split = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
+    state, metrics = mapped(state, split)
+    return state, jax.tree.map(lambda x: x[0], metrics)
+
+  def fetch(state: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], state)
+
+  return Engine(place, run, fetch)
+
+
+def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
+  mesh = Mesh(np.array(devices), (layers.AXIS,))
+  # With the check on, gradients of replicated parameters would be summed over
+  # the devices before the step takes their mean itself, as under pmap.
+  mapped = jax.jit(
+    jax.shard_map(
+      step,
+      mesh=mesh,
+      in_specs=(P(), P(layers.AXIS)),
+      out_specs=(P(), P()),
+      check_vma=False,
+    ),
+    donate_argnums=0,
+  )
+
+  def place(state: Any) -> Any:
+    # A copy: the step gives the memory of what it is handed away.
+    copied = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+    return jax.device_put(copied, NamedSharding(mesh, P()))
+
+  def run(state: Any, batch: Any) -> tuple[Any, Any]:
+    return mapped(
+      state, jax.device_put(batch, NamedSharding(mesh, P(layers.AXIS)))
+    )
+
+  def fetch(state: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), state)
+
+  return Engine(place, run, fetch)
+
+
+def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Compiles fn(variables, image), rows spread over this process's devices.
+
+  Rows must be a multiple of the number of devices; results keep their order.
+  """
+  mesh = Mesh(np.array(jax.local_devices()), (layers.AXIS,))
+  rows, whole = NamedSharding(mesh, P(layers.AXIS)), NamedSharding(mesh, P())
+  return jax.jit(fn, in_shardings=(whole, rows), out_shardings=rows)
+
+
+def num_devices() -> int:
+  """Devices of this process, among which a batch is split."""
+  return jax.local_device_count()

@@ -1,0 +1,439 @@
+"""Training: loss, replica step, loop.
+
+B batch of one replica; the axis layers.AXIS runs over the replicas.
+"""
+
+import functools
+import logging
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tensorboardX
+
+from crosr_jax import (
+  checkpoint,
+  features,
+  optimizer,
+  progress,
+  sharding,
+  types,
+)
+from crosr_jax.data import augment, batches, splits
+from crosr_jax.models import dhrnet, layers
+
+Array = jax.Array
+
+_STEPS_BEFORE_ESTIMATE = 20
+
+
+class TrainState(NamedTuple):
+  """All that a step changes."""
+
+  step: Any  # [] int32, steps taken
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What the net is applied with."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+class Trained(NamedTuple):
+  """A finished training."""
+
+  state: TrainState  # NumPy
+  history: list[dict]  # means over the steps since the row before
+  seconds: float  # over all sessions
+  images_per_second: float  # compilation not counted
+
+
+def loss_fn(
+  params: Any,
+  batch_stats: Any,
+  model: dhrnet.DHRNet,
+  batch: types.Batch,
+  keys: Array,
+  reconstruction_weight: float,
+) -> tuple[Array, tuple[dict[str, Array], Any]]:
+  """Cross-entropy + weight * mean squared reconstruction error.
+
+  Both are means over this replica's batch; the error is over all elements of
+  the standardised image (CROSR, section 4).
+
+  Returns:
+    The loss [], and (metrics, batch_stats) beside it.
+  """
+  outputs, updated = model.apply(
+    {'params': params, 'batch_stats': batch_stats},
+    batch.image,
+    keys,
+    train=True,
+    mutable=['batch_stats'],
+  )
+  cross_entropy = jnp.mean(
+    optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.label)
+  )
+  right = jnp.argmax(outputs.logits, axis=1) == batch.label
+  metrics = {
+    'cross_entropy': cross_entropy,
+    'accuracy': jnp.mean(right.astype(jnp.float32)),
+  }
+  loss = cross_entropy
+  if model.lateral != 'none':
+    target = model.standardise(batch.image)
+    metrics['reconstruction'] = jnp.mean(
+      jnp.square(outputs.reconstruction - target)
+    )
+    loss = loss + reconstruction_weight * metrics['reconstruction']
+  metrics['loss'] = loss
+  return loss, (metrics, updated.get('batch_stats', batch_stats))
+
+
+def replica_step(
+  state: TrainState,
+  batch: tuple[types.Batch, Array],
+  *,
+  model: dhrnet.DHRNet,
+  rule: optax.GradientTransformation,
+  rate: optax.Schedule,
+  augmentation: Callable[[Array, Array], Array],
+  key: Array,
+  reconstruction_weight: float,
+) -> tuple[TrainState, dict[str, Array]]:
+  """One step of one replica.
+
+  Args:
+    state: equal on all replicas.
+    batch: this replica's share, and each row's index in the training data, [B]:
+      dropout and augmentation follow (key, step, index), wherever a row lands.
+    model: the net.
+    rule: the update rule.
+    rate: learning rate by step, for the log.
+    augmentation: of images [B, H, W, C] with keys [B].
+    key: of the run.
+    reconstruction_weight: see `loss_fn`.
+
+  Returns:
+    The next state and the metrics, means over all replicas.
+  """
+  samples, index = batch
+  step_key = jax.random.fold_in(key, state.step)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(index)
+  samples = samples._replace(image=augmentation(samples.image, keys))
+  gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  (_, (metrics, batch_stats)), gradient = gradient_fn(
+    state.params,
+    state.batch_stats,
+    model,
+    samples,
+    keys,
+    reconstruction_weight,
+  )
+  gradient = jax.lax.pmean(gradient, layers.AXIS)
+  metrics = jax.lax.pmean(metrics, layers.AXIS)
+  metrics['grad_norm'] = optax.global_norm(gradient)
+  metrics['learning_rate'] = jnp.asarray(rate(state.step), jnp.float32)
+  update, opt_state = rule.update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, update)
+  return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+
+def init_state(
+  model: dhrnet.DHRNet,
+  rule: optax.GradientTransformation,
+  image_shape: tuple[int, ...],
+  key: Array,
+) -> TrainState:
+  """The state before the first step, for images [H, W, C]."""
+  image = jnp.zeros((1, *image_shape), jnp.uint8)
+  variables = jax.jit(model.init)(key, image)
+  params = variables['params']
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get('batch_stats', {}),
+    opt_state=rule.init(params),
+  )
+
+
+def num_parameters(state: TrainState) -> int:
+  """Trained numbers; batch statistics are not among them."""
+  return sum(np.size(x) for x in jax.tree.leaves(state.params))
+
+
+def fit(
+  model: dhrnet.DHRNet,
+  train: splits.Labelled,
+  select: splits.Labelled,
+  workdir: pathlib.Path,
+  *,
+  seed: int,
+  parallel: str,
+  num_steps: int,
+  batch_size: int,
+  reconstruction_weight: float,
+  shift: int,
+  flip: bool,
+  log_every: int,
+  checkpoint_every: int,
+  keep_checkpoints: int,
+  **optimizer_fields: Any,
+) -> Trained:
+  """Trains, or goes on where the newest whole checkpoint is.
+
+  Args:
+    model: the net.
+    train: samples to train on.
+    select: held-out samples whose accuracy is logged at every checkpoint.
+    workdir: where checkpoints and TensorBoard files go.
+    seed: of initialisation, data order, dropout and augmentation.
+    parallel: see sharding.engine.
+    num_steps: of the whole training; schedules stretch to it.
+    batch_size: over all devices.
+    reconstruction_weight: see `loss_fn`.
+    shift: see augment.build.
+    flip: see augment.build.
+    log_every: steps between rows of the history.
+    checkpoint_every: steps between checkpoints.
+    keep_checkpoints: how many of the newest ones stay.
+    **optimizer_fields: see optimizer.build.
+
+  Raises:
+    ValueError: for a field that cannot be used.
+    UserError: where the loss is not finite; the last good checkpoint is kept.
+  """
+  _check_positive(
+    num_steps=num_steps,
+    batch_size=batch_size,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    keep_checkpoints=keep_checkpoints,
+  )
+  _check_weight(reconstruction_weight)
+  _check_split(batch_size)
+  rule, rate = optimizer.build(num_steps, **optimizer_fields)
+  root = jax.random.key(seed)
+  engine = sharding.engine(
+    functools.partial(
+      replica_step,
+      model=model,
+      rule=rule,
+      rate=rate,
+      augmentation=augment.build(shift=shift, flip=flip),
+      key=_named(root, 'train'),
+      reconstruction_weight=reconstruction_weight,
+    ),
+    parallel=parallel,
+  )
+  state = init_state(model, rule, train.image.shape[1:], _named(root, 'init'))
+  with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
+    state, record = checkpoints.restore(state) or (state, {})
+    journal = _Journal(workdir, batch_size, int(state.step), record)
+    if int(state.step) < num_steps:
+      state = _loop(
+        engine,
+        state,
+        batches.training(train, batch_size, seed, int(state.step)),
+        journal,
+        checkpoints,
+        functools.partial(_accuracy, model, select),
+        num_steps=num_steps,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+      )
+    journal.close()
+  state = jax.tree.map(np.asarray, state)
+  return Trained(
+    state, journal.history, journal.seconds, journal.images_per_second
+  )
+
+
+def _loop(
+  engine: sharding.Engine,
+  state: TrainState,
+  order: Iterator[tuple[types.Batch, np.ndarray]],
+  journal: '_Journal',
+  checkpoints: checkpoint.Checkpoints,
+  select_accuracy: Callable[[TrainState], float],
+  *,
+  num_steps: int,
+  log_every: int,
+  checkpoint_every: int,
+) -> TrainState:
+  """Steps, rows and checkpoints up to num_steps."""
+  placed, first = engine.place(state), int(state.step)
+  with progress.bar('training', num_steps, first) as show:
+    for step in range(first + 1, num_steps + 1):
+      placed, metrics = engine.step(placed, next(order))
+      journal.add(metrics)
+      if step - first == _STEPS_BEFORE_ESTIMATE:
+        journal.estimate(num_steps - step)
+      is_save = step % checkpoint_every == 0 or step == num_steps
+      if not is_save and step % log_every:
+        continue
+      # Looks at the losses before anything is saved.
+      row = journal.row(step)
+      if is_save:
+        state = engine.fetch(placed)
+        row['select_accuracy'] = select_accuracy(state)
+        journal.write(row)
+        checkpoints.save(step, state, journal.record())
+      else:
+        journal.write(row)
+      show(step, journal.text(row))
+  return state
+
+
+class _Journal:
+  """What training says of itself: history, TensorBoard, time."""
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    batch_size: int,
+    first_step: int,
+    record: dict,
+  ):
+    self.history: list[dict] = list(record.get('history', []))
+    self._seconds = record.get('seconds', 0.0)
+    self._timed = tuple(record.get('timed', (0, 0.0)))  # steps, seconds
+    self._batch_size = batch_size
+    self._first_step, self._before = first_step, first_step
+    self._pending: list[dict] = []
+    self._begin = time.monotonic()
+    self._after_first: float | None = None
+    # What a killed session wrote after its last checkpoint comes again.
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=first_step + 1
+    )
+
+  def add(self, metrics: dict) -> None:
+    """Takes the metrics of one step, which may still be computing."""
+    self._pending.append(metrics)
+    if self._after_first is None:
+      # The first step compiles; speed is counted from here.
+      jax.block_until_ready(metrics)
+      self._after_first = time.monotonic()
+      logging.info(
+        'first step after %s, most of it compilation',
+        progress.duration(self._after_first - self._begin),
+      )
+
+  def estimate(self, steps_left: int) -> None:
+    """Says how long the rest will take."""
+    jax.block_until_ready(self._pending)
+    assert self._after_first is not None
+    each = (time.monotonic() - self._after_first) / (_STEPS_BEFORE_ESTIMATE - 1)
+    logging.info(
+      'about %s to go (%d steps, %.0f images/s)',
+      progress.duration(each * steps_left),
+      *(steps_left, self._batch_size / max(each, 1e-9)),
+    )
+
+  def row(self, step: int) -> dict:
+    """Means over the steps since the row before.
+
+    Raises:
+      UserError: where a loss or a gradient is not finite.
+    """
+    steps = jax.device_get(self._pending)
+    for i, metrics in enumerate(steps):
+      if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
+        raise types.UserError(
+          f'training diverged: at step {self._before + i + 1} the loss is '
+          f'{metrics["loss"]:g}, its gradient norm {metrics["grad_norm"]:g}; '
+          'checkpoints from before are kept. Lower train.learning_rate or set '
+          'train.clip_norm, in a new workdir'
+        )
+    self._pending, self._before = [], step
+    means = {k: float(np.mean([m[k] for m in steps])) for k in sorted(steps[0])}
+    return {'step': step, **means}
+
+  def write(self, row: dict) -> None:
+    """Adds a row to history and TensorBoard."""
+    self.history.append(row)
+    for name, value in row.items():
+      if name != 'step':
+        self._board.add_scalar(f'train/{name}', value, row['step'])
+
+  def text(self, row: dict) -> str:
+    """The row beside the progress bar."""
+    parts = [f'loss {row["loss"]:.3f}', f'accuracy {row["accuracy"]:.3f}']
+    if 'reconstruction' in row:
+      parts.insert(1, f'reconstruction {row["reconstruction"]:.3f}')
+    return ', '.join([*parts, f'{self.images_per_second:.0f} images/s'])
+
+  @property
+  def seconds(self) -> float:
+    """Of all sessions, compilation and checkpoints included."""
+    return self._seconds + time.monotonic() - self._begin
+
+  @property
+  def timed(self) -> tuple[int, float]:
+    """Steps and seconds of all sessions from their second step on."""
+    if self._after_first is None:
+      return self._timed
+    steps = self._before - self._first_step - 1
+    seconds = time.monotonic() - self._after_first
+    return self._timed[0] + steps, self._timed[1] + seconds
+
+  @property
+  def images_per_second(self) -> float:
+    """Without compilation; 0 where fewer than two steps were taken."""
+    steps, seconds = self.timed
+    return self._batch_size * steps / seconds if steps > 0 else 0.0
+
+  def record(self) -> dict:
+    """What goes into a checkpoint; JSON."""
+    return {
+      'history': self.history,
+      'seconds': self.seconds,
+      'timed': list(self.timed),
+    }
+
+  def close(self) -> None:
+    """Ends the TensorBoard file."""
+    self._board.close()
+
+
+def _accuracy(
+  model: dhrnet.DHRNet, samples: splits.Labelled, state: TrainState
+) -> float:
+  """Closed-set accuracy in evaluation mode; NaN of nothing."""
+  found = features.extract(model, state.variables, samples.image, samples.label)
+  return float(np.mean(np.argmax(found.logits, axis=1) == found.label))
+
+
+def _named(key: Array, name: str) -> Array:
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _check_positive(**fields: int) -> None:
+  for field, value in fields.items():
+    if value < 1:
+      raise types.UsageError(f'train.{field} must be at least 1, got {value}')
+
+
+def _check_weight(weight: float) -> None:
+  if not 0 <= weight < np.inf:
+    raise types.UsageError(
+      f'train.reconstruction_weight must be at least 0 and finite, got {weight}'
+    )
+
+
+def _check_split(batch_size: int) -> None:
+  devices = sharding.num_devices()
+  if batch_size % devices:
+    raise types.UsageError(
+      f'train.batch_size={batch_size} cannot be split evenly among {devices} '
+      f'devices; take a multiple of {devices}'
+    )

@@ -1,0 +1,93 @@
+"""What crosses the doors between the rooms; NumPy only.
+
+N samples, B batch, K known classes, L latent width, D activation width.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Label and prediction of a sample that belongs to no known class.
+UNKNOWN = -1
+
+# An array of NumPy or of JAX: this module imports no jax.
+Array = Any
+
+
+class UserError(ValueError):
+  """Something the user can mend; the message names the value and the way out.
+
+  Commands print it as one line and end with `exit_code`.
+  """
+
+  exit_code = 1
+
+
+class UsageError(UserError):
+  """A flag, a config field or an argument has a value that cannot be used."""
+
+  exit_code = 2
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+  """Raises a UsageError that lists the choices and suggests the nearest."""
+  choices = tuple(choices)
+  if value not in choices:
+    near = difflib.get_close_matches(str(value), choices, 1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise UsageError(
+      f'{name} must be one of {", ".join(choices)}, got {value!r}{hint}'
+    )
+
+
+class Batch(NamedTuple):
+  """Images as they come, 8-bit for knowns, unknowns and noise alike."""
+
+  image: Array  # [B, H, W, C] uint8
+  label: Array  # [B] int32, -1 = unknown
+  mask: Array  # [B] bool, False = padding
+
+
+class Outputs(NamedTuple):
+  """What a net returns; `()` and `()` where it has no lateral."""
+
+  logits: Array  # [B, K] closed-set output y, before softmax
+  latents: tuple[Array, ...]  # of [B, D_l], deepest block first
+  reconstruction: Array  # [B, H, W, C], in standardised units
+
+
+class Features(NamedTuple):
+  """What a net says of N samples: all that fitting and scoring need."""
+
+  logits: np.ndarray  # [N, K] float32
+  latent: np.ndarray  # [N, L] float32, L = 0 where there is none
+  label: np.ndarray  # [N] int32, -1 = unknown
+  # [N] float32, mean squared error of each sample; empty where there is none
+  reconstruction_error: np.ndarray = np.zeros(0, np.float32)
+
+
+class WeibullModel(NamedTuple):
+  """A class mean and a Weibull on the largest distances to it, per class.
+
+  distance = norm((a - mav) / feature_scale), a = activation vector;
+  cdf(d) = 1 - exp(-((d - loc) / scale)**shape), and 0 below loc.
+  """
+
+  vector: str  # what `a` is: 'logits' or 'joint' (logits and latent)
+  feature_scale: np.ndarray  # [D] float64
+  mav: np.ndarray  # [K, D] float64, mean activation vectors
+  shape: np.ndarray  # [K] float64
+  loc: np.ndarray  # [K] float64
+  scale: np.ndarray  # [K] float64
+  tail_count: np.ndarray  # [K] int64, distances each tail was fitted on
+  dead: np.ndarray  # [D] bool, coordinates (nearly) constant in training
+
+
+class Scores(NamedTuple):
+  """The open-set answer for N samples."""
+
+  probability: np.ndarray  # [N, K+1] float32, column K = unknown
+  prediction: np.ndarray  # [N] int32, argmax of probability, -1 = unknown
+  unknown_score: np.ndarray  # [N] float32, higher = more unknown

@@ -1,0 +1,477 @@
+"""Class means, distance tails and their Weibulls; NumPy and SciPy only.
+
+N samples, K known classes, D activation width, L latent width.
+
+Features of any net will do: `fit` takes arrays, `fit_stream` takes them block
+by block. Source of the recipe: CROSR, section 3, and LibMR's `fit_high`.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from crosr_jax import types
+
+VECTORS = ('logits', 'joint')
+SCALINGS = ('none', 'std', 'within_class')
+# A tail taken as a share of its class holds at least this many distances.
+SMALLEST_SHARED_TAIL = 20
+# Below this share of its block's deviation a coordinate counts as dead.
+DEAD_SHARE = 1e-3
+
+Blocks = Callable[[], Iterable[types.Features]]
+
+
+def fit(
+  features: types.Features,
+  *,
+  vector: str = 'joint',
+  scaling: str = 'none',
+  tail_size: int = 0,
+  tail_share: float = 0.0,
+  class_names: Sequence[str] = (),
+) -> types.WeibullModel:
+  """Fits class means and tails on the correctly classified samples.
+
+  Args:
+    features: of known training samples, N rows; net in evaluation mode.
+    vector: 'logits', or 'joint' for logits and latent side by side.
+    scaling: what a coordinate is divided by: 'none', 'std' (its deviation
+      over all correct samples) or 'within_class' (pooled, around the class
+      means). Dead coordinates, those that hardly move in training, are
+      divided by the whole deviation of their block, so that none of them can
+      decide alone.
+    tail_size: number of largest distances per class; 0 = use `tail_share`.
+    tail_share: share of the class instead, at least 20; 0 = use `tail_size`.
+    class_names: what errors and warnings call the classes; default 0..K-1.
+
+  Returns:
+    The fitted model.
+
+  Raises:
+    ValueError: for unusable arguments, non-finite features, and classes that
+      cannot be fitted; the message names the class and the way out.
+  """
+  return fit_stream(
+    lambda: [features],
+    vector=vector,
+    scaling=scaling,
+    tail_size=tail_size,
+    tail_share=tail_share,
+    class_names=class_names,
+  )
+
+
+def fit_stream(
+  blocks: Blocks,
+  *,
+  vector: str = 'joint',
+  scaling: str = 'none',
+  tail_size: int = 0,
+  tail_share: float = 0.0,
+  class_names: Sequence[str] = (),
+) -> types.WeibullModel:
+  """`fit` for features that come in blocks.
+
+  Memory is O(K D + the tails), whatever N is.
+
+  Args:
+    blocks: called for each pass (class sums, then tails; scaling adds one
+      between), returns the same blocks of Features every time.
+    vector: see `fit`.
+    scaling: see `fit`.
+    tail_size: see `fit`.
+    tail_share: see `fit`.
+    class_names: see `fit`.
+
+  Returns:
+    The fitted model: equal to `fit` on all blocks in one.
+
+  Raises:
+    ValueError: as `fit`.
+  """
+  types.check_choice('vector', vector, VECTORS)
+  types.check_choice('scaling', scaling, SCALINGS)
+  _check_tail(tail_size, tail_share)
+  count, mav = _class_means(blocks, vector)
+  _check_counts(count, class_names)
+  scale, dead = _feature_scale(blocks, vector, scaling, count, mav)
+  wanted = _tail_counts(count, tail_size, tail_share)
+  kept = np.minimum(wanted, count)
+  tails = _Tails(kept)
+  for a, label, _ in _correct(blocks, vector):
+    tails.add(label, np.linalg.norm((a - mav[label]) / scale, axis=1))
+  _warn_short(wanted, count, class_names)
+  shape, loc, tail_scale = _maximum_likelihood(
+    tails.padded(), kept, class_names=class_names
+  )
+  return types.WeibullModel(
+    vector=vector,
+    feature_scale=scale,
+    mav=mav,
+    shape=shape,
+    loc=loc,
+    scale=tail_scale,
+    tail_count=kept,
+    dead=dead,
+  )
+
+
+def fit_tails(
+  distances: np.ndarray | Sequence[np.ndarray],
+  *,
+  tail_size: int = 0,
+  tail_share: float = 0.0,
+  translate: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Maximum-likelihood Weibulls of the largest distances of each class.
+
+  The tail is shifted as LibMR's `fit_high` does, so that its smallest value
+  becomes `translate`; the two-parameter fit therefore depends on the unit of
+  the distances.
+
+  Args:
+    distances: [K, n] or K arrays [n_k]; any real numbers, in any order.
+    tail_size: number of largest values per class; 0 = use `tail_share`.
+    tail_share: share of the class instead, at least 20; 0 = use `tail_size`.
+    translate: what the smallest value of a tail becomes, > 0.
+
+  Returns:
+    shape, loc, scale, each [K] float64, as scipy.stats.weibull_min has them.
+
+  Raises:
+    ValueError: for a tail of fewer than 2 values, values that are not finite
+      or all equal; the message names the class.
+  """
+  _check_tail(tail_size, tail_share)
+  if not (np.isfinite(translate) and translate > 0):
+    raise types.UsageError(f'translate must be above 0, got {translate}')
+  rows = [np.asarray(row, np.float64).ravel() for row in distances]
+  if not rows:
+    raise types.UserError('no class to fit: distances is empty')
+  count = np.array([len(row) for row in rows])
+  _check_counts(count)
+  wanted = _tail_counts(count, tail_size, tail_share)
+  kept = np.minimum(wanted, count)
+  _warn_short(wanted, count)
+  return _maximum_likelihood(_largest(rows, kept), kept, translate)
+
+
+def cdf(
+  distances: np.ndarray,
+  shape: np.ndarray,
+  loc: np.ndarray,
+  scale: np.ndarray,
+) -> np.ndarray:
+  """Weibull CDF in float64, 0 at and below `loc`; LibMR's w-score.
+
+  Args:
+    distances: [..., K], one column per class.
+    shape: [K].
+    loc: [K].
+    scale: [K].
+
+  Returns:
+    [..., K] in [0, 1].
+  """
+  # (d - loc) / scale = 1 + x: through log1p, shapes of 1e13 keep their digits.
+  x = ((np.asarray(distances, np.float64) - loc) - scale) / scale
+  with np.errstate(divide='ignore', over='ignore'):
+    return -np.expm1(-np.exp(shape * np.log1p(np.maximum(x, -1.0))))
+
+
+def activation_vector(features: types.Features, vector: str) -> np.ndarray:
+  """[N, D] float64: logits, or logits and latent side by side."""
+  logits = np.asarray(features.logits, np.float64)
+  if vector == 'logits':
+    return logits
+  latent = np.asarray(features.latent, np.float64)
+  return np.concatenate([logits, latent], axis=1)
+
+
+class _Tails:
+  """The largest distances per class of a stream, in bounded memory."""
+
+  def __init__(self, size: np.ndarray):
+    self._size = size
+    self._label = np.zeros(0, np.int64)
+    self._distance = np.zeros(0)
+    self._floor = np.full(len(size), -np.inf)  # below: cannot enter the tail
+
+  def add(self, label: np.ndarray, distance: np.ndarray) -> None:
+    new = distance > self._floor[label]
+    label = np.append(self._label, label[new])
+    distance = np.append(self._distance, distance[new])
+    order = np.lexsort((-distance, label))
+    label, distance = label[order], distance[order]
+    start = np.searchsorted(label, np.arange(len(self._size)))
+    rank = np.arange(len(label)) - start[label]
+    keep = rank < self._size[label]
+    last = rank == self._size[label] - 1
+    self._floor[label[last]] = distance[last]
+    self._label, self._distance = label[keep], distance[keep]
+
+  def padded(self) -> np.ndarray:
+    """The tails, [K, t], each row filled up with NaN."""
+    column = np.concatenate([np.arange(n) for n in self._size])
+    tail = np.full((len(self._size), self._size.max()), np.nan)
+    tail[self._label, column] = self._distance
+    return tail
+
+
+def _largest(rows: Sequence[np.ndarray], size: np.ndarray) -> np.ndarray:
+  """The size[k] largest values of each row, [K, t], filled up with NaN."""
+  for k, row in enumerate(rows):
+    # A sum is finite only if every term is; the costly look is for the rest.
+    if not np.isfinite(row.sum()):
+      _check_finite(row, f'class {k}: distances')
+  length = len(rows[0])
+  if np.all(size == size[0]) and all(len(row) == length for row in rows):
+    start = length - size[0]
+    return np.partition(np.stack(rows), start, axis=1)[:, start:]
+  tail = np.full((len(rows), size.max()), np.nan)
+  for k, (row, n) in enumerate(zip(rows, size, strict=True)):
+    tail[k, :n] = np.partition(row, len(row) - n)[len(row) - n :]
+  return tail
+
+
+def _correct(
+  blocks: Blocks, vector: str
+) -> Iterable[tuple[np.ndarray, np.ndarray, int]]:
+  """Vectors and labels of the correctly classified, by block, and K."""
+  for features in blocks():
+    _check_features(features)
+    label = np.asarray(features.label)
+    right = np.argmax(features.logits, axis=1) == label
+    a = activation_vector(features, vector)
+    _check_finite(a, 'features')
+    yield a[right], label[right].astype(np.int64), features.logits.shape[1]
+
+
+def _class_means(blocks: Blocks, vector: str) -> tuple[np.ndarray, np.ndarray]:
+  """Correct samples per class, [K], and their means, [K, D]."""
+  count, total, shift = np.zeros(0, np.int64), np.zeros((0, 0)), np.zeros(0)
+  for a, label, num_classes in _correct(blocks, vector):
+    if not len(count):
+      # Sums around the first block's mean keep their digits at any offset.
+      shift = a.mean(axis=0) if len(a) else np.zeros(a.shape[1])
+      count = np.zeros(num_classes, np.int64)
+      total = np.zeros((num_classes, a.shape[1]))
+    count += np.bincount(label, minlength=num_classes)
+    total += _sum_by_class(label, a - shift, num_classes)
+  if not len(count):
+    raise types.UserError('no features to fit on: there is no block')
+  return count, shift + total / np.maximum(count, 1)[:, None]
+
+
+def _sum_by_class(
+  label: np.ndarray, a: np.ndarray, num_classes: int
+) -> np.ndarray:
+  order = np.argsort(label, kind='stable')
+  present, start = np.unique(label[order], return_index=True)
+  total = np.zeros((num_classes, a.shape[1]))
+  if len(present):
+    total[present] = np.add.reduceat(a[order], start, axis=0)
+  return total
+
+
+def _feature_scale(
+  blocks: Blocks,
+  vector: str,
+  scaling: str,
+  count: np.ndarray,
+  mav: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """What each coordinate is divided by, [D], and which are dead, [D]."""
+  num_classes, width = mav.shape
+  scale, dead = np.ones(width), np.zeros(width, bool)
+  if scaling == 'none':
+    return scale, dead
+  within, overall = _deviations(blocks, vector, count, mav)
+  chosen = overall if scaling == 'std' else within
+  for block in (slice(0, num_classes), slice(num_classes, width)):
+    if not overall[block].size:
+      continue
+    whole = np.sqrt(np.mean(np.square(overall[block])))
+    dead[block] = chosen[block] <= DEAD_SHARE * whole
+    # A block that never moves at all has no unit of its own: leave it.
+    instead = whole if whole > 0 else 1.0
+    scale[block] = np.where(dead[block], instead, chosen[block])
+  return scale, dead
+
+
+def _deviations(
+  blocks: Blocks, vector: str, count: np.ndarray, mav: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Deviation around the class means and around the mean of all, each [D]."""
+  total = count.sum()
+  within = np.zeros(mav.shape[1])
+  for a, label, _ in _correct(blocks, vector):
+    within += np.square(a - mav[label]).sum(axis=0)
+  between = count @ np.square(mav - count @ mav / total)
+  return np.sqrt(within / total), np.sqrt((within + between) / total)
+
+
+def _tail_counts(
+  count: np.ndarray, tail_size: int, tail_share: float
+) -> np.ndarray:
+  """Distances asked for per class, [K]; a size may ask for more than there."""
+  if tail_size:
+    return np.full(len(count), tail_size)
+  # 1e-9: a share of 5 % of 400 is 20, whatever floating point makes of it.
+  share = np.ceil(tail_share * count - 1e-9).astype(np.int64)
+  return np.minimum(np.maximum(share, SMALLEST_SHARED_TAIL), count)
+
+
+def _maximum_likelihood(
+  tail: np.ndarray,
+  count: np.ndarray,
+  translate: float = 1.0,
+  class_names: Sequence[str] = (),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Maximum likelihood for tails [K, t] padded with NaN, all at once.
+
+  With v = d - min + translate and y = log v scaled to [-1, 0], the profile
+  likelihood asks for the root in s = 1 / shape of
+
+    sum(y e^(y/s)) / sum(e^(y/s)) - s - mean(y),
+
+  which falls from above 0 at s = 0 to below 0 at s = -mean(y).
+  """
+  valid = np.arange(tail.shape[1]) < count[:, None]
+  smallest = np.min(tail, axis=1, where=valid, initial=np.inf)
+  difference = np.where(valid, tail - smallest[:, None], 0.0)
+  log_v = np.log1p(difference / translate)
+  spread = log_v.max(axis=1)
+  _check_spread(spread, smallest, count, class_names)
+  y = log_v / spread[:, None] - 1.0
+  mean = np.sum(y, axis=1, where=valid) / count
+  s, log_mean_power = _solve(y, valid, mean)
+  scale = translate * np.exp(spread * (1.0 + s * log_mean_power))
+  return 1.0 / (s * spread), smallest - translate, scale
+
+
+def _solve(
+  y: np.ndarray, valid: np.ndarray, mean: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Safeguarded Newton for s, [K]; also log mean e^(y/s), [K].
+
+  Every step keeps a bracket around the root and halves it where Newton would
+  leave it: no start and no tail can make it fail.
+  """
+  low, high = np.zeros_like(mean), -mean
+  deviation = np.sqrt(
+    np.sum(np.square(y - mean[:, None]), axis=1, where=valid)
+    / valid.sum(axis=1)
+  )
+  # The moment estimate of a Gumbel's scale.
+  s = np.clip(deviation * np.sqrt(6) / np.pi, 1e-3 * high, high)
+  for _ in range(100):
+    weight = np.where(valid, np.exp(y / s[:, None]), 0.0)
+    norm = weight.sum(axis=1)
+    first = (weight * y).sum(axis=1) / norm
+    variance = (weight * np.square(y - first[:, None])).sum(axis=1) / norm
+    residual = first - s - mean
+    low, high = np.where(residual > 0, s, low), np.where(residual > 0, high, s)
+    newton = s + residual / (variance / np.square(s) + 1.0)
+    inside = (newton > low) & (newton < high)
+    step = np.where(inside, newton, (low + high) / 2)
+    moved = np.abs(step - s) > 1e-12 * s
+    s = np.where(residual == 0, s, step)
+    if not np.any(moved & (residual != 0)):
+      break
+  count = valid.sum(axis=1)
+  power = np.where(valid, np.exp(y / s[:, None]), 0.0).sum(axis=1) / count
+  return s, np.log(power)
+
+
+def _check_tail(tail_size: int, tail_share: float) -> None:
+  if bool(tail_size) == bool(tail_share):
+    raise types.UsageError(
+      'give either tail_size or tail_share and leave the other at 0, got '
+      f'tail_size={tail_size} and tail_share={tail_share}'
+    )
+  if tail_size and tail_size < 2:
+    raise types.UsageError(
+      f'tail_size must be at least 2, got {tail_size}: a Weibull has two '
+      'parameters'
+    )
+  if tail_share and not 0 < tail_share <= 1:
+    raise types.UsageError(f'tail_share must be in (0, 1], got {tail_share}')
+
+
+def _check_features(features: types.Features) -> None:
+  logits, latent = np.shape(features.logits), np.shape(features.latent)
+  label = np.shape(features.label)
+  if len(logits) != 2 or len(latent) != 2 or len(label) != 1:
+    raise types.UsageError(
+      'features need logits [N, K], latent [N, L] and label [N], got '
+      f'{logits}, {latent}, {label}'
+    )
+  if not logits[0] == latent[0] == label[0]:
+    raise types.UsageError(
+      'features need one row per sample in each part, got '
+      f'{logits[0]}, {latent[0]} and {label[0]} rows'
+    )
+  if label[0] and np.max(features.label) >= logits[1]:
+    raise types.UsageError(
+      f'label {np.max(features.label)} is out of range for logits of '
+      f'{logits[1]} classes; labels are 0..K-1, -1 for unknown'
+    )
+  if logits[1] < 2:
+    raise types.UsageError(
+      f'features need logits of at least 2 classes, got {logits[1]}'
+    )
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+  bad = values.size - np.count_nonzero(np.isfinite(values))
+  if bad:
+    raise types.UserError(
+      f'{what}: {bad} of {values.size} values are not finite; find the '
+      'samples or the training step they come from'
+    )
+
+
+def _check_counts(count: np.ndarray, class_names: Sequence[str] = ()) -> None:
+  for k in np.flatnonzero(count < 2):
+    raise types.UserError(
+      f'class {_name(k, class_names)}: {count[k]} correctly classified '
+      'training samples, at least 2 are needed to fit its tail; train longer, '
+      'add samples or drop the class'
+    )
+
+
+def _check_spread(
+  spread: np.ndarray,
+  smallest: np.ndarray,
+  count: np.ndarray,
+  class_names: Sequence[str],
+) -> None:
+  for k in np.flatnonzero(~(spread > 0)):
+    raise types.UserError(
+      f'class {_name(k, class_names)}: the {count[k]} distances of its tail '
+      f'all equal {smallest[k]:g}, no Weibull fits that; take a longer tail '
+      'or look for duplicates in the class'
+    )
+
+
+def _warn_short(
+  wanted: np.ndarray, count: np.ndarray, class_names: Sequence[str] = ()
+) -> None:
+  short = np.flatnonzero(wanted > count)
+  if len(short):
+    named = ', '.join(
+      f'{_name(k, class_names)} ({count[k]})' for k in short[:10]
+    )
+    more = ', ...' if len(short) > 10 else ''
+    warnings.warn(
+      f'a tail of {wanted[short[0]]} was asked for, but these classes have '
+      f'fewer correct samples and were fitted on what they have: {named}{more}',
+      stacklevel=3,
+    )
+
+
+def _name(k: int | np.integer, class_names: Sequence[str]) -> str:
+  return class_names[int(k)] if len(class_names) else str(k)
