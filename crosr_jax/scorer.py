@@ -171,7 +171,7 @@ def _distance_program(a: Array, fitted: _Fitted) -> tuple[Array]:
 
 def _distances(a: Array, fitted: _Fitted) -> Array:
   """[B, D] -> [B, K]."""
-  x = (a - fitted.center) * fitted.unit
+  x = (a - fitted.center[None, :]) * fitted.unit[None, :]
   if fitted.mav.size <= _DIRECT:
     difference = x[:, None, :] - fitted.mav[None, :, :]
     return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2))

@@ -20,6 +20,7 @@ import tensorboardX
 from crosr_jax import (
   checkpoint,
   features,
+  models,
   optimizer,
   progress,
   sharding,
@@ -154,14 +155,12 @@ def init_state(
   key: Array,
 ) -> TrainState:
   """The state before the first step, for images [H, W, C]."""
-  image = jnp.zeros((1, *image_shape), jnp.uint8)
-  variables = jax.jit(model.init)(key, image)
-  params = variables['params']
+  variables = models.init(model, image_shape, key)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
-    params=params,
-    batch_stats=variables.get('batch_stats', {}),
-    opt_state=rule.init(params),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=rule.init(variables['params']),
   )
 
 

@@ -340,7 +340,9 @@ def _maximum_likelihood(
   which falls from above 0 at s = 0 to below 0 at s = -mean(y).
   """
   valid = np.arange(tail.shape[1]) < count[:, None]
-  smallest = np.min(tail, axis=1, where=valid, initial=np.inf)
+  # In order (NaN last), sums do not depend on how the samples came.
+  tail = np.sort(tail, axis=1)
+  smallest = tail[:, 0]
   difference = np.where(valid, tail - smallest[:, None], 0.0)
   log_v = np.log1p(difference / translate)
   spread = log_v.max(axis=1)

@@ -1,7 +1,10 @@
 """Nets: DHRNet around a backbone; LadderNet and the plain classifier too."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from crosr_jax import types
@@ -78,6 +81,19 @@ def build(
     pool=pool,
     last=last,
   )
+
+
+def init(
+  model: dhrnet.DHRNet, image_shape: Sequence[int], key: jax.Array
+) -> dict[str, Any]:
+  """Variables of a net before training, for images [H, W, C]."""
+  options = None
+  if jax.default_backend() == 'cpu':
+    # It runs once: optimised, it compiles for 9 s instead of 1.
+    options = {'xla_backend_optimization_level': 0}
+  image = jnp.zeros((1, *image_shape), jnp.uint8)
+  variables = jax.jit(model.init, compiler_options=options)(key, image)
+  return {'batch_stats': {}, **variables}
 
 
 def pixel_statistics(

@@ -1,0 +1,79 @@
+"""What the pictures are drawn from.
+
+N samples, K known classes, D activation width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from crosr_jax import types
+
+# The methods that a report leads with: the first one that was scored.
+_LEADS = ('crosr', 'crosr_y', 'openmax', 'softmax')
+# Parts of the known samples; all other names are unknown sets.
+_KNOWN = {'train', 'select', 'calibrate', 'test'}
+
+
+class Material(NamedTuple):
+  """What the pictures are drawn from.
+
+  Names are 'train' (known training samples, may be left out), 'test' (known
+  test samples) and those of the unknown sets; rows correspond. Scores may
+  hold other parts too, which are not drawn.
+  """
+
+  class_names: tuple[str, ...]  # K
+  history: list[dict]  # rows of the training log, in order of steps
+  image: dict[str, np.ndarray]  # name -> [N, H, W, C] uint8, C = 1 or 3
+  features: dict[str, types.Features]  # name -> N rows
+  activation: dict[str, np.ndarray]  # name -> [N, D], already scaled
+  scores: dict[str, dict[str, types.Scores]]  # method -> name -> N rows
+  threshold: dict[str, float]  # method -> tpr95, from held-out knowns
+  # uint8 images -> uint8 reconstructions; None where the net has no lateral
+  reconstruct: Callable[[np.ndarray], np.ndarray] | None
+
+
+def lead(methods) -> str:
+  """The method to show first, out of the names that there are."""
+  methods = list(methods)
+  return next((m for m in _LEADS if m in methods), methods[0])
+
+
+def unknown_names(material: Material) -> list[str]:
+  """Names of the unknown sets, in the order they were scored."""
+  scored = material.scores[lead(material.scores)]
+  return [name for name in scored if name in material.image.keys() - _KNOWN]
+
+
+def closed_prediction(material: Material, name: str) -> np.ndarray:
+  """Closed-set class of every sample of a set, [N]."""
+  return np.argmax(material.features[name].logits, axis=1)
+
+
+def decided(material: Material, name: str, decision: str) -> np.ndarray:
+  """The lead method's answer under a decision, [N], -1 = unknown.
+
+  'argmax' of the K + 1 probabilities; 'half': the class with p >= 0.5;
+  'tpr95': the closed-set class up to the threshold.
+  """
+  method = lead(material.scores)
+  scores = material.scores[method][name]
+  accepted = np.ones(len(scores.prediction), bool)
+  answer = np.asarray(scores.prediction)
+  if decision == 'half':
+    accepted = scores.probability.max(axis=1) >= 0.5
+  elif decision == 'tpr95':
+    accepted = scores.unknown_score <= material.threshold[method]
+    answer = closed_prediction(material, name)
+  return np.where(accepted, answer, types.UNKNOWN)
+
+
+def choose(
+  rng: np.random.Generator, where: np.ndarray, count: int
+) -> np.ndarray:
+  """At most `count` of the row numbers `where`, drawn once, in order."""
+  if len(where) <= count:
+    return where
+  return np.sort(rng.choice(where, count, replace=False))

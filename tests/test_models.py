@@ -1,0 +1,188 @@
+"""Shapes, parameter counts, laterals, dropout."""
+
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from crosr_jax import models
+from crosr_jax.models import backbones, dhrnet, layers
+
+_CONFIG_FILES = sorted(
+  path.stem
+  for path in pathlib.Path(ROOT / 'configs').glob('*.py')
+  if path.stem != 'common'
+)
+# Trained numbers of the net of every config: image shape, classes, count.
+_PARAMETERS = {'digits': ((8, 8, 1), 7, 116_520)}
+
+_FIELDS = {'backbone': 'digits_cnn', 'width': 4, 'dropout': 0.25,
+           'head_dropout': 0.5, 'latent_width': 3}  # fmt: skip
+
+
+def _net(image_shape=(8, 8, 1), num_classes=5, **changes):
+  channels = image_shape[-1]
+  net = models.build(
+    num_classes, [0.4] * channels, [0.3] * channels, **{**_FIELDS, **changes}
+  )
+  return net, models.init(net, image_shape, jax.random.key(0))
+
+
+def _count(variables):
+  return sum(x.size for x in jax.tree.leaves(variables['params']))
+
+
+def _image(generator, n=6, shape=(8, 8, 1)):
+  return generator.integers(0, 256, (n, *shape), np.uint8)
+
+
+def test_every_config_has_a_row():
+  assert sorted(_PARAMETERS) == _CONFIG_FILES
+
+
+@pytest.mark.parametrize('name', _PARAMETERS)
+def test_parameters_of_a_config(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  shape, num_classes, count = _PARAMETERS[name]
+  _, variables = _net(shape, num_classes, **config.model)
+  assert _count(variables) == count
+
+
+def test_parameters_of_the_papers_mnist_net_by_hand():
+  _, variables = _net((28, 28, 1), 10, backbone='mnist_cnn', width=100,
+                      latent_width=32)  # fmt: skip
+  conv = (9 * 1 + 1) * 100 + 4 * (9 * 100 + 1) * 100
+  head = (4 * 4 * 100 + 1) * 500 + (500 + 1) * 10
+  lateral = 3 * ((9 * 100 + 1) * 32 + (9 * 32 + 1) * 100)
+  decoder = 2 * (4 * 100 + 1) * 100 + (4 * 100 + 1) * 1
+  assert _count(variables) == conv + head + lateral + decoder
+
+
+@pytest.mark.parametrize('backbone', backbones.BACKBONES)
+@pytest.mark.parametrize('shape', [(8, 8, 1), (28, 28, 1), (9, 13, 3)])
+@pytest.mark.parametrize('lateral', dhrnet.LATERALS)
+def test_shapes(generator, backbone, shape, lateral):
+  net, variables = _net(shape, backbone=backbone, lateral=lateral)
+  out = net.apply(variables, _image(generator, 2, shape))
+  assert out.logits.shape == (2, 5)
+  if lateral == 'none':
+    assert out.latents == () and out.reconstruction == ()
+    return
+  assert out.reconstruction.shape == (2, *shape)
+  # Deepest block first, as in [y, z_L, .., z_1].
+  widths = [x.shape[1] for x in out.latents]
+  if lateral == 'bottleneck':
+    assert widths == [3] * len(widths)
+  else:
+    assert widths == {'digits_cnn': [8, 4], 'mnist_cnn': [4, 4, 4]}[backbone]
+
+
+def test_laterals_do_not_touch_the_logits(generator):
+  image = _image(generator)
+  net, variables = _net()
+  plain, _ = _net(lateral='none')
+  shared = {
+    kind: {
+      k: v for k, v in tree.items() if k in ('blocks_0', 'blocks_1', 'head')
+    }
+    for kind, tree in variables.items()
+  }
+  np.testing.assert_array_equal(
+    net.apply(variables, image).logits, plain.apply(shared, image).logits
+  )
+
+
+def test_latents_are_pooled_codes(generator):
+  image = _image(generator)
+  net, variables = _net(latent='z', pool='max')
+  _, state = net.apply(
+    variables, image, capture_intermediates=True, mutable='intermediates'
+  )
+  codes = state['intermediates']['h_1']['__call__'][0]
+  out = net.apply(variables, image)
+  np.testing.assert_allclose(
+    out.latents[0], np.maximum(codes, 0).max((1, 2)), rtol=1e-6
+  )
+  mean = net.clone(pool='mean').apply(variables, image)
+  np.testing.assert_allclose(
+    mean.latents[0], np.maximum(codes, 0).mean((1, 2)), rtol=1e-5
+  )
+  back = state['intermediates']['hr_0']['__call__'][0]
+  wide = net.clone(latent='hr').apply(variables, image)
+  np.testing.assert_allclose(wide.latents[1], back.max((1, 2)), rtol=1e-6)
+
+
+def test_last_layer_reaches_negative_values(generator):
+  image = _image(generator, 20)
+  net, variables = _net()
+  assert net.apply(variables, image).reconstruction.min() < 0
+  ended = net.clone(last='relu').apply(variables, image)
+  assert ended.reconstruction.min() == 0
+
+
+def test_standardised_once_and_back(generator):
+  image = _image(generator, 3, (4, 4, 3))
+  mean, deviation = models.pixel_statistics(image)
+  np.testing.assert_allclose(mean, image.mean((0, 1, 2)) / 255)
+  np.testing.assert_allclose(deviation, image.std((0, 1, 2)) / 255)
+  x = layers.standardise(image, mean, deviation)
+  np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-6)
+  np.testing.assert_allclose(x.std((0, 1, 2)), 1, rtol=1e-5)
+  np.testing.assert_array_equal(layers.unstandardise(x, mean, deviation), image)
+
+
+def test_evaluation_drops_nothing(generator):
+  image = _image(generator)
+  net, variables = _net()
+  a, b = (net.apply(variables, image) for _ in range(2))
+  np.testing.assert_array_equal(a.logits, b.logits)
+  keys = jax.random.split(jax.random.key(1), len(image))
+  dropped = net.apply(variables, image, keys)
+  assert not np.array_equal(a.logits, dropped.logits)
+
+
+def test_dropout_belongs_to_the_sample():
+  x = jnp.ones((4, 50, 50))
+  keys = jax.random.split(jax.random.key(1), 4)
+  out = layers.Dropout(0.25).apply({}, x, keys)
+  assert abs(float(jnp.mean(out == 0)) - 0.25) < 0.02
+  np.testing.assert_allclose(np.unique(out), [0, 1 / 0.75], rtol=1e-6)
+  order = np.array([2, 0, 3, 1])
+  np.testing.assert_array_equal(
+    layers.Dropout(0.25).apply({}, x, keys[order]), out[order]
+  )
+
+
+def test_odd_sizes_pool_every_pixel():
+  x = jnp.zeros((1, 7, 7, 1)).at[0, 6, 6, 0].set(5.0)
+  pooled = layers.max_pool(x)
+  assert pooled.shape == (1, 4, 4, 1)
+  assert pooled[0, 3, 3, 0] == 5
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'backbone': 'digit_cnn'}, "model.backbone .*did you mean 'digits_cnn'"),
+    ({'lateral': 'bottle'}, 'model.lateral must be one of bottleneck'),
+    ({'latent': 'y'}, 'model.latent'),
+    ({'pool': 'maxx'}, "did you mean 'max'"),
+    ({'last': 'tanh'}, 'model.last'),
+    ({'width': 0}, 'model.width must be at least 1, got 0'),
+    ({'latent_width': -1}, 'model.latent_width'),
+    ({'dropout': 1.0}, r'model.dropout must be in \[0, 1\), got 1.0'),
+    ({'head_dropout': float('nan')}, 'model.head_dropout'),
+  ],
+)
+def test_bad_fields(changes, message):
+  with pytest.raises(ValueError, match=message):
+    _net(**changes)
+
+
+def test_one_class_is_no_classifier():
+  with pytest.raises(ValueError, match='at least 2 known classes, got 1'):
+    _net(num_classes=1)

@@ -1,0 +1,323 @@
+"""The replica step on 1 and 8 devices, schedules, augmentation, the loop."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from crosr_jax import models, optimizer, sharding, train, types
+from crosr_jax.data import augment, batches, splits
+
+_RULE = {
+  'optimizer': 'sgd',
+  'learning_rate': 0.05,
+  'momentum': 0.9,
+  'weight_decay': 5e-4,
+  'schedule': 'one_cycle',
+  'warmup_share': 0.3,
+  'halvings': 19,
+  'clip_norm': 5.0,
+}
+# Nothing but the gradient times 0.05.
+_PLAIN = {
+  **_RULE,
+  'schedule': 'constant',
+  'warmup_share': 0.0,
+  'momentum': 0.0,
+  'weight_decay': 0.0,
+}
+_FIT = {
+  'seed': 0,
+  'parallel': 'pmap',
+  'num_steps': 6,
+  'batch_size': 16,
+  'reconstruction_weight': 1.0,
+  'shift': 1,
+  'flip': True,
+  'log_every': 2,
+  'checkpoint_every': 3,
+  'keep_checkpoints': 2,
+  **_RULE,
+}
+
+
+def _net(backbone='digits_cnn', **changes):
+  fields = {'width': 8, 'dropout': 0.25, 'head_dropout': 0.5, **changes}
+  return models.build(3, [0.4], [0.3], backbone=backbone, **fields)
+
+
+def _samples(n=64):
+  generator = np.random.default_rng(0)
+  label = np.arange(n, dtype=np.int32) % 3
+  image = generator.integers(0, 200, (n, 8, 8, 1))
+  image[np.arange(n), label * 2] += 55
+  return splits.Labelled(image.astype(np.uint8), label)
+
+
+def _steps(net, devices, parallel, num_steps=20):
+  """Losses and parameters after some steps of dropout and augmentation."""
+  rule, rate = optimizer.build(num_steps, **_RULE)
+  step = functools.partial(
+    train.replica_step,
+    model=net,
+    rule=rule,
+    rate=rate,
+    augmentation=augment.build(shift=1, flip=True),
+    key=jax.random.key(1),
+    reconstruction_weight=1.0,
+  )
+  engine = sharding.engine(
+    step, parallel=parallel, devices=jax.devices()[:devices]
+  )
+  state = train.init_state(net, rule, (8, 8, 1), jax.random.key(0))
+  placed, losses = engine.place(state), []
+  order = batches.training(_samples(), 32, 0, 0)
+  for _ in range(num_steps):
+    placed, metrics = engine.step(placed, next(order))
+    losses.append(float(metrics['loss']))
+  return np.array(losses), engine.fetch(placed)
+
+
+@pytest.mark.parametrize('backbone', ['digits_cnn', 'mnist_cnn'])
+def test_devices_and_ways_agree(backbone):
+  net = _net(backbone)
+  losses, state = _steps(net, 1, 'pmap')
+  assert losses[-1] < losses[0]
+  for devices, parallel in ((8, 'pmap'), (8, 'shard_map'), (1, 'shard_map')):
+    found, other = _steps(net, devices, parallel)
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+      state.variables,
+      other.variables,
+    )
+
+
+def test_dropout_is_on_in_training():
+  # What the test above proves is worth little if nothing random happens.
+  losses, _ = _steps(_net(), 1, 'pmap', 3)
+  without, _ = _steps(_net(dropout=0.0, head_dropout=0.0), 1, 'pmap', 3)
+  assert np.abs(losses[0] - without[0]) > 1e-3
+
+
+def test_loss_by_hand():
+  net = _net()
+  samples = _samples(8)
+  variables = models.init(net, (8, 8, 1), jax.random.key(0))
+  batch = types.Batch(*samples, np.ones(8, bool))
+  keys = jax.random.split(jax.random.key(0), 8)
+
+  def replica(image, label, keys):
+    loss, (metrics, _) = train.loss_fn(
+      variables['params'],
+      variables['batch_stats'],
+      net,
+      types.Batch(image, label, batch.mask),
+      keys,
+      0.5,
+    )
+    return loss, metrics
+
+  loss, metrics = jax.vmap(replica, axis_name='batch')(
+    *(x[None] for x in (batch.image, batch.label, keys))
+  )
+  outputs, _ = jax.vmap(
+    lambda image, keys: net.apply(
+      variables, image, keys, train=True, mutable=['batch_stats']
+    ),
+    axis_name='batch',
+  )(batch.image[None], keys[None])
+  logits = np.asarray(outputs.logits[0], np.float64)
+  logits -= logits.max(1, keepdims=True)
+  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  cross_entropy = -log_p[np.arange(8), samples.label].mean()
+  target = (samples.image / 255 - 0.4) / 0.3
+  error = np.mean((np.asarray(outputs.reconstruction[0]) - target) ** 2)
+  np.testing.assert_allclose(
+    metrics['cross_entropy'][0], cross_entropy, rtol=1e-5
+  )
+  np.testing.assert_allclose(metrics['reconstruction'][0], error, rtol=1e-5)
+  np.testing.assert_allclose(loss[0], cross_entropy + 0.5 * error, rtol=1e-5)
+
+
+@pytest.mark.parametrize('num_steps', [1, 10, 1000])
+@pytest.mark.parametrize('schedule', optimizer.SCHEDULES)
+def test_schedules_stretch(schedule, num_steps):
+  _, rate = optimizer.build(num_steps, **{**_RULE, 'schedule': schedule})
+  values = np.array([float(rate(i)) for i in range(num_steps)])
+  assert (values >= 0).all() and values.max() <= 0.05 * (1 + 1e-6)
+  if num_steps == 1000:
+    peak = values.argmax()
+    expected = {
+      'constant': 300,
+      'cosine': 300,
+      'one_cycle': 300,
+      'halving': 300,
+    }
+    assert abs(peak - expected[schedule]) <= 1
+    if schedule in ('cosine', 'one_cycle'):
+      assert values[-1] < 1e-3 * values.max()
+
+
+def test_halving_halves_at_equal_distances():
+  fields = {**_RULE, 'schedule': 'halving', 'warmup_share': 0.0, 'halvings': 3}
+  _, rate = optimizer.build(100, **fields)
+  assert [float(rate(i)) / 0.05 for i in (0, 24, 25, 49, 50, 75, 99)] == (
+    pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.125, 0.125])
+  )
+
+
+@pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
+def test_decay_spares_biases(name):
+  rule, _ = optimizer.build(
+    10, **{**_PLAIN, 'optimizer': name, 'weight_decay': 0.1}
+  )
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  update, _ = rule.update(zeros, rule.init(params), params)
+  np.testing.assert_allclose(update['kernel'], -0.05 * 0.1, rtol=1e-6)
+  np.testing.assert_array_equal(update['bias'], 0)
+
+
+def test_gradients_are_clipped():
+  rule, _ = optimizer.build(10, **_PLAIN)
+  params = {'kernel': jnp.zeros((2, 2))}
+  huge = {'kernel': jnp.full((2, 2), 1e6)}
+  update, _ = rule.update(huge, rule.init(params), params)
+  np.testing.assert_allclose(optax.global_norm(update), 0.05 * 5, rtol=1e-5)
+
+
+def test_augmentation_moves_and_mirrors():
+  image = np.zeros((64, 5, 5, 1), np.uint8)
+  image[:, 2, 1] = 255
+  keys = jax.random.split(jax.random.key(0), 64)
+  moved = np.asarray(augment.build(shift=1, flip=False)(image, keys))
+  assert moved.dtype == np.uint8
+  spots = {tuple(np.argwhere(x[..., 0])[0]) for x in moved}
+  assert spots == {(r, c) for r in (1, 2, 3) for c in (0, 1, 2)}
+  mirrored = np.asarray(augment.build(shift=0, flip=True)(image, keys))
+  columns = [int(np.argwhere(x[..., 0])[0, 1]) for x in mirrored]
+  assert set(columns) == {1, 3}
+  assert 16 < columns.count(3) < 48
+  same = augment.build(shift=0, flip=False)(image, keys)
+  np.testing.assert_array_equal(same, image)
+  # A sample's change follows its key, wherever it stands in the batch.
+  alone = augment.build(shift=1, flip=True)(image[7:8], keys[7:8])
+  whole = augment.build(shift=1, flip=True)(image, keys)
+  np.testing.assert_array_equal(alone[0], whole[7])
+
+
+def _fit(workdir, **changes):
+  samples = _samples()
+  return train.fit(_net(), samples, samples, workdir, **{**_FIT, **changes})
+
+
+def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+  whole = _fit(tmp_path / 'a')
+  # The second session begins at the checkpoint of step 3.
+  save = train.checkpoint.Checkpoints.save
+
+  def cut(self, step, *rest):
+    save(self, step, *rest)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.checkpoint.Checkpoints, 'save', cut)
+    with pytest.raises(KeyboardInterrupt):
+      _fit(tmp_path / 'b')
+  resumed = _fit(tmp_path / 'b')
+  jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
+  assert whole.history == resumed.history
+  assert [row['step'] for row in whole.history] == [2, 3, 4, 6]
+  assert [row['step'] for row in whole.history if 'select_accuracy' in row] == [
+    3,
+    6,
+  ]
+
+
+def test_finished_training_is_not_repeated(tmp_path):
+  first = _fit(tmp_path)
+  again = _fit(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, first.state, again.state)
+  assert first.history == again.history
+  assert again.images_per_second == pytest.approx(
+    first.images_per_second, rel=0.5
+  )
+
+
+def test_history_holds_means(tmp_path):
+  fine = _fit(tmp_path / 'a', log_every=1, checkpoint_every=6).history
+  coarse = _fit(tmp_path / 'b', log_every=3, checkpoint_every=6).history
+  assert len(fine) == 6 and len(coarse) == 2
+  for key in ('loss', 'cross_entropy', 'reconstruction', 'accuracy'):
+    means = [np.mean([r[key] for r in fine[i : i + 3]]) for i in (0, 3)]
+    np.testing.assert_allclose([r[key] for r in coarse], means, rtol=1e-6)
+
+
+def test_divergence_stops_and_keeps_the_checkpoint(tmp_path):
+  with pytest.raises(
+    ValueError, match=r'diverged: at step \d+ .*learning_rate'
+  ):
+    _fit(tmp_path, learning_rate=1e30, clip_norm=0.0, num_steps=40,
+         schedule='constant', warmup_share=0.9, checkpoint_every=1)  # fmt: skip
+  kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert kept
+  like = train.init_state(
+    _net(),
+    optimizer.build(40, **{**_RULE, 'clip_norm': 0.0})[0],
+    (8, 8, 1),
+    jax.random.key(0),
+  )
+  with train.checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+    state, _ = checkpoints.restore(like)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_tensorboard_files_are_written(tmp_path):
+  _fit(tmp_path)
+  (events,) = (tmp_path / 'tensorboard').iterdir()
+  data = events.read_bytes()
+  for name in (b'train/loss', b'train/reconstruction', b'train/accuracy'):
+    assert name in data
+
+
+def test_plain_lines_without_a_terminal(tmp_path, caplog):
+  with caplog.at_level(logging.INFO):
+    _fit(tmp_path)
+  assert any('first step after' in m for m in caplog.messages)
+  (last,) = [m for m in caplog.messages if m.startswith('training 6/6, loss ')]
+  assert 'images/s, 0 s left' in last
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'parallel': 'pmp'}, "did you mean 'pmap'"),
+    ({'num_steps': 0}, 'train.num_steps must be at least 1, got 0'),
+    ({'batch_size': 12}, 'batch_size=12 cannot be split.*8 devices'),
+    ({'batch_size': 0}, 'train.batch_size must be at least 1'),
+    ({'batch_size': 128}, 'batch_size=128 is more than the 64'),
+    ({'reconstruction_weight': -1.0}, 'reconstruction_weight .* got -1.0'),
+    ({'reconstruction_weight': float('inf')}, 'and finite, got inf'),
+    ({'optimizer': 'adam'}, "train.optimizer .*did you mean 'adamw'"),
+    ({'schedule': 'onecycle'}, "did you mean 'one_cycle'"),
+    ({'learning_rate': 0.0}, 'train.learning_rate must be above 0'),
+    ({'learning_rate': float('nan')}, 'train.learning_rate.*got nan'),
+    ({'learning_rate': float('inf')}, 'train.learning_rate.*got inf'),
+    ({'momentum': 1.0}, 'train.momentum must be at least 0 and below 1'),
+    ({'weight_decay': -1e-4}, 'train.weight_decay must be at least 0'),
+    ({'clip_norm': -1.0}, 'train.clip_norm'),
+    ({'warmup_share': 1.0}, 'train.warmup_share'),
+    ({'halvings': -1}, 'train.halvings'),
+    ({'shift': -1}, 'train.shift must be at least 0'),
+    ({'keep_checkpoints': 0}, 'train.keep_checkpoints'),
+    ({'log_every': 0}, 'train.log_every'),
+  ],
+)
+def test_bad_fields(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    _fit(tmp_path, **changes)

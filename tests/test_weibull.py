@@ -1,0 +1,302 @@
+"""Fits against LibMR, SciPy, 50-digit arithmetic and plain NumPy."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from crosr_jax import types, weibull
+
+_LIBMR = GOLDEN / 'libmr.json'
+
+
+def _golden(valid):
+  if not _LIBMR.exists():
+    return []
+  cases = json.loads(_LIBMR.read_text())['cases']
+  return [
+    pytest.param(case, id=case['name'])
+    for case in cases
+    if case['name'].startswith('EDGE') != valid
+  ]
+
+
+def _features(generator, n=400, k=4, width=6, spread=1.0):
+  """Features of a net that is right about most of its samples."""
+  label = generator.integers(0, k, n).astype(np.int32)
+  logits = generator.normal(size=(n, k)) + 4 * np.eye(k)[label]
+  latent = generator.gamma(2.0, spread, (n, width)) * (1 + label[:, None])
+  return types.Features(
+    logits.astype(np.float32), latent.astype(np.float32), label
+  )
+
+
+@pytest.mark.skipif(not _LIBMR.exists(), reason='golden/libmr.json is not here')
+@pytest.mark.parametrize('case', _golden(valid=True))
+def test_equals_libmr(case):
+  sign = -1 if case.get('fit') == 'fit_low' else 1
+  values = sign * np.array(case['values'])
+  translate = case.get('ctor', {}).get('translate_amount', 1)
+  shape, loc, scale = weibull.fit_tails(
+    [values], tail_size=case['tail_size'], translate=translate
+  )
+  exact = case.get('exact_mle_on_translated_tail', case['libmr'])
+  np.testing.assert_allclose(shape, exact['shape'], rtol=1e-5)
+  np.testing.assert_allclose(scale, exact['scale'], rtol=1e-5)
+  point, w = np.array(case['libmr']['w_score']).T
+  found = weibull.cdf(sign * point[:, None], shape, loc, scale)[:, 0]
+  np.testing.assert_allclose(found, w, atol=2e-6)
+
+
+@pytest.mark.skipif(not _LIBMR.exists(), reason='golden/libmr.json is not here')
+@pytest.mark.parametrize('case', _golden(valid=False))
+def test_what_libmr_fails_on_raises_or_warns(case):
+  if case['name'] == 'EDGE_tail_gt_n':
+    with pytest.warns(UserWarning, match=r'a tail of 20 .* 0 \(3\)'):
+      fitted = weibull.fit_tails([case['values']], tail_size=20)
+    assert np.isfinite(fitted).all()
+  else:
+    with pytest.raises(ValueError, match=r'class 0|tail_size'):
+      weibull.fit_tails([case['values']], tail_size=case['tail_size'])
+
+
+def test_equals_scipy(generator):
+  distances = generator.gamma(5.0, size=(5, 300))
+  shape, loc, scale = weibull.fit_tails(distances, tail_size=50)
+  for k in range(5):
+    tail = np.sort(distances[k])[-50:]
+    expected = stats.weibull_min.fit(tail - tail[0] + 1, floc=0)
+    np.testing.assert_allclose(
+      (shape[k], loc[k], scale[k]),
+      (expected[0], tail[0] - 1, expected[2]),
+      rtol=1e-4,
+    )
+    np.testing.assert_allclose(
+      weibull.cdf(tail[:, None], shape[k], loc[k], scale[k])[:, 0],
+      stats.weibull_min.cdf(tail, shape[k], loc[k], scale[k]),
+      atol=1e-12,
+    )
+
+
+@settings(max_examples=60)
+@given(
+  seed=st.integers(0, 10_000),
+  size=st.integers(2, 60),
+  unit=st.sampled_from([1e-9, 1e-3, 1.0, 1e6]),
+  power=st.sampled_from([0.3, 1.0, 4.0]),
+)
+def test_is_the_top_of_the_likelihood(seed, size, unit, power):
+  # The score of the log-likelihood vanishes at the fit, in both parameters.
+  raw = np.random.default_rng(seed).exponential(size=size) ** power
+  assert raw.min() < raw.max()
+  shape, _, scale = (
+    x[0] for x in weibull.fit_tails([raw * unit], tail_size=size)
+  )
+  log_v = np.log1p(raw * unit - (raw * unit).min())
+  power_v = np.exp(shape * (log_v - np.log(scale)))
+  # A scale of 1 + 1e-9 itself has 7 digits beyond the 1.
+  digits = 1e-8 + 4e-16 * shape
+  np.testing.assert_allclose(power_v.mean(), 1, rtol=digits)
+  slope = 1 / shape + log_v.mean() - (power_v * log_v).mean()
+  assert abs(slope) * shape < 4 * digits
+
+
+def test_ragged_and_rectangular_agree(generator):
+  distances = generator.gamma(5.0, size=(3, 100))
+  alone = [weibull.fit_tails([row], tail_size=20) for row in distances]
+  together = weibull.fit_tails(distances, tail_size=20)
+  ragged = weibull.fit_tails(
+    [*distances, generator.gamma(5.0, size=40)], tail_size=20
+  )
+  np.testing.assert_allclose(together, np.concatenate(alone, 1), rtol=1e-13)
+  np.testing.assert_allclose(np.array(ragged)[:, :3], together, rtol=1e-13)
+
+
+def test_order_and_small_values_do_not_matter(generator):
+  distances = generator.gamma(5.0, size=100)
+  shuffled = generator.permutation(distances)
+  shuffled[np.argsort(shuffled)[:50]] *= 0.5
+  np.testing.assert_array_equal(
+    weibull.fit_tails([distances], tail_size=20),
+    weibull.fit_tails([shuffled], tail_size=20),
+  )
+
+
+@pytest.mark.parametrize(
+  ('count', 'share', 'expected'),
+  [(400, 0.05, 20), (401, 0.05, 21), (1000, 0.05, 50), (100, 0.05, 20),
+   (15, 0.05, 15), (100, 1.0, 100)],
+)  # fmt: skip
+def test_share_of_a_class(generator, count, share, expected):
+  distances = generator.gamma(5.0, size=count)
+  np.testing.assert_array_equal(
+    weibull.fit_tails([distances], tail_share=share),
+    weibull.fit_tails([distances], tail_size=expected),
+  )
+
+
+@pytest.mark.parametrize(
+  ('distances', 'fields', 'message'),
+  [
+    ([[1.0, 2.0, np.nan]], {'tail_size': 2}, 'class 0.*1 of 3.*not finite'),
+    ([[1.0, 2.0], [np.inf, 1.0]], {'tail_size': 2}, 'class 1.*not finite'),
+    ([[1.0, 2.0], [-np.inf, 1.0, 2.0]], {'tail_size': 2}, 'class 1'),
+    ([[1.0, 2.0], []], {'tail_size': 2}, 'class 1: 0 .*at least 2'),
+    ([[1.0, 2.0], [3.0]], {'tail_size': 2}, 'class 1: 1 .*at least 2'),
+    ([[0.0, 2.0, 2.0]], {'tail_size': 2}, 'class 0.*all equal 2'),
+    ([], {'tail_size': 2}, 'no class'),
+    ([[1.0, 2.0]], {'tail_size': 1}, 'at least 2, got 1'),
+    ([[1.0, 2.0]], {'tail_size': -3}, 'at least 2, got -3'),
+    ([[1.0, 2.0]], {'tail_share': 1.5}, r'in \(0, 1\], got 1.5'),
+    ([[1.0, 2.0]], {'tail_share': float('nan')}, r'in \(0, 1\], got nan'),
+    ([[1.0, 2.0]], {}, 'either tail_size or tail_share'),
+    ([[1.0, 2.0]], {'tail_size': 2, 'tail_share': 0.1}, 'either'),
+    ([[1.0, 2.0]], {'tail_size': 2, 'translate': 0.0}, 'translate'),
+  ],
+)
+def test_never_a_silent_fit(distances, fields, message):
+  with pytest.raises(ValueError, match=message):
+    weibull.fit_tails(distances, **fields)
+
+
+def _reference(features, scaling):
+  """MAVs and scales in plain NumPy, one class at a time."""
+  a = np.concatenate([features.logits, features.latent], 1).astype(np.float64)
+  right = features.logits.argmax(1) == features.label
+  k = features.logits.shape[1]
+  a, label = a[right], features.label[right]
+  mav = np.array([a[label == i].mean(0) for i in range(k)])
+  scale = {
+    'none': np.ones(a.shape[1]),
+    'std': a.std(0),
+    'within_class': np.sqrt(np.mean((a - mav[label]) ** 2, axis=0)),
+  }[scaling]
+  distance = np.linalg.norm((a - mav[label]) / scale, axis=1)
+  return mav, scale, [distance[label == i] for i in range(k)]
+
+
+@pytest.mark.parametrize('scaling', weibull.SCALINGS)
+def test_fit_equals_plain_numpy(generator, scaling):
+  features = _features(generator)
+  fitted = weibull.fit(features, scaling=scaling, tail_size=20)
+  mav, scale, distances = _reference(features, scaling)
+  np.testing.assert_allclose(fitted.mav, mav, rtol=1e-12)
+  np.testing.assert_allclose(fitted.feature_scale, scale, rtol=1e-12)
+  expected = weibull.fit_tails(distances, tail_size=20)
+  np.testing.assert_allclose(fitted[3:6], expected, rtol=1e-9)
+  np.testing.assert_array_equal(fitted.tail_count, 20)
+  assert not fitted.dead.any()
+
+
+@pytest.mark.parametrize('block', [1, 37, 1000])
+def test_stream_equals_memory(generator, block):
+  features = _features(generator)
+  blocks = [
+    types.Features(*(x[i : i + block] for x in features[:3]))
+    for i in range(0, len(features.label), block)
+  ]
+  fields = {'scaling': 'within_class', 'tail_share': 0.2}
+  whole = weibull.fit(features, **fields)
+  stream = weibull.fit_stream(lambda: blocks, **fields)
+  for a, b in zip(whole[1:], stream[1:], strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def test_large_offsets_keep_their_digits(generator):
+  features = _features(generator)
+  shifted = features._replace(latent=features.latent.astype(np.float64) + 1e8)
+  a = weibull.fit(features, scaling='within_class', tail_size=20)
+  b = weibull.fit(shifted, scaling='within_class', tail_size=20)
+  np.testing.assert_allclose(a.feature_scale, b.feature_scale, rtol=1e-6)
+  np.testing.assert_allclose(a.shape, b.shape, rtol=1e-4)
+
+
+def test_wrong_and_unknown_samples_are_left_out(generator):
+  features = _features(generator)
+  wrong = features.logits.argmax(1) != features.label
+  assert wrong.any()
+  poisoned = features._replace(latent=features.latent.copy())
+  poisoned.latent[wrong] = 1e6
+  poisoned.label[wrong] = -1
+  kept = types.Features(*(x[~wrong] for x in features[:3]))
+  np.testing.assert_allclose(
+    weibull.fit(poisoned, tail_size=20).mav,
+    weibull.fit(kept, tail_size=20).mav,
+  )
+
+
+def test_dead_coordinates_cannot_decide_alone(generator):
+  features = _features(generator)
+  features.latent[:, 2] = 0.25
+  fitted = weibull.fit(features, scaling='within_class', tail_size=20)
+  k = fitted.mav.shape[0]
+  assert list(np.flatnonzero(fitted.dead)) == [k + 2]
+  # Moved by one deviation of its block, it adds 1 to a squared distance, as
+  # any other coordinate would; floored at 1e-3 it would add a million.
+  _, scale, _ = _reference(features, 'std')
+  overall = np.sqrt(np.mean(scale[k:] ** 2))
+  np.testing.assert_allclose(fitted.feature_scale[k + 2], overall, rtol=1e-9)
+
+
+def test_a_block_that_never_moves(generator):
+  features = _features(generator)
+  features.latent[:] = 0.0
+  fitted = weibull.fit(features, scaling='std', tail_size=20)
+  assert fitted.dead[4:].all()
+  assert np.isfinite(fitted.feature_scale).all()
+  assert (fitted.feature_scale > 0).all()
+
+
+def test_no_latent_is_logits_alone(generator):
+  features = _features(generator, width=0)
+  joint = weibull.fit(features, vector='joint', tail_size=20)
+  logits = weibull.fit(features, vector='logits', tail_size=20)
+  np.testing.assert_array_equal(joint.shape, logits.shape)
+
+
+def test_class_without_correct_samples_is_named(generator):
+  features = _features(generator)
+  features.logits[features.label == 2, 2] = -100
+  with pytest.raises(ValueError, match=r'class pear: 0 correctly.*at least 2'):
+    weibull.fit(
+      features, tail_size=20, class_names=['fig', 'kiwi', 'pear', 'plum']
+    )
+
+
+def test_short_classes_warn_by_name(generator):
+  features = _features(generator, n=60)
+  with pytest.warns(UserWarning, match=r'a tail of 50 .*fig \(\d+\)'):
+    weibull.fit(
+      features, tail_size=50, class_names=['fig', 'kiwi', 'pear', 'plum']
+    )
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'label': np.zeros(3, np.int32)}, 'one row per sample'),
+    ({'label': np.full(400, 9, np.int32)}, 'label 9 is out of range'),
+    ({'logits': np.zeros((400, 1))}, 'label|at least 2 classes'),
+    ({'latent': np.zeros(400)}, 'latent \\[N, L\\]'),
+    ({'latent': np.full((400, 6), np.nan)}, '2400 of 4000.*not finite'),
+  ],
+)
+def test_bad_features(generator, change, message):
+  with pytest.raises(ValueError, match=message):
+    weibull.fit(_features(generator)._replace(**change), tail_size=20)
+
+
+def test_unknown_choices_suggest(generator):
+  with pytest.raises(ValueError, match="did you mean 'within_class'"):
+    weibull.fit(_features(generator), scaling='withinclass', tail_size=20)
+  with pytest.raises(ValueError, match='vector must be one of logits, joint'):
+    weibull.fit(_features(generator), vector='z', tail_size=20)
+
+
+def test_empty_stream():
+  with pytest.raises(ValueError, match='no features'):
+    weibull.fit_stream(lambda: [], tail_size=20)
