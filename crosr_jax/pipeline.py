@@ -68,6 +68,9 @@ def run(
     ValueError: where a field or the workdir cannot be used, or a stage fails;
       one line that names the value and the way out.
   """
+  # What is used last is looked at first: a typo must not cost a training.
+  weibull.check_recipe(**config.weibull)
+  scorer.check_fields(**config.scorer)
   with _opened(config, workdir):
     benchmark = data.load(seed=config.seed, **config.data)
     model = models.build(

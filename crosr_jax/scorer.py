@@ -83,8 +83,7 @@ def score(
       neither method nor features, and features that are not finite.
   """
   types.check_choice('method', method, METHODS)
-  if alpha < 1:
-    raise types.UsageError(f'alpha must be at least 1, got {alpha}')
+  check_fields(alpha=alpha)
   if METHODS[method].vectors:
     model = _suitable(model, method)
     fitted, a = _float32(model), _vector(features, model.vector, model)
@@ -103,6 +102,13 @@ def score(
     ),
     unknown_score=unknown_score,
   )
+
+
+def check_fields(*, alpha: int = 10, decision: str = 'argmax') -> None:
+  """Raises a UsageError where `score` or `decide` would."""
+  if alpha < 1:
+    raise types.UsageError(f'alpha must be at least 1, got {alpha}')
+  types.check_choice('decision', decision, DECISIONS)
 
 
 def distances(
@@ -134,7 +140,7 @@ def decide(
   Raises:
     ValueError: for an unknown decision.
   """
-  types.check_choice('decision', decision, DECISIONS)
+  check_fields(decision=decision)
   if decision == 'argmax':
     return scores.prediction
   if decision == 'half':

@@ -91,9 +91,9 @@ def fit_stream(
   Raises:
     ValueError: as `fit`.
   """
-  types.check_choice('vector', vector, VECTORS)
-  types.check_choice('scaling', scaling, SCALINGS)
-  _check_tail(tail_size, tail_share)
+  check_recipe(
+    vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
+  )
   count, mav = _class_means(blocks, vector)
   _check_counts(count, class_names)
   scale, dead = _feature_scale(blocks, vector, scaling, count, mav)
@@ -156,6 +156,19 @@ def fit_tails(
   kept = np.minimum(wanted, count)
   _warn_short(wanted, count)
   return _maximum_likelihood(_largest(rows, kept), kept, translate)
+
+
+def check_recipe(
+  *,
+  vector: str = 'joint',
+  scaling: str = 'none',
+  tail_size: int = 0,
+  tail_share: float = 0.0,
+) -> None:
+  """Raises a UsageError where `fit` would, before there are features."""
+  types.check_choice('vector', vector, VECTORS)
+  types.check_choice('scaling', scaling, SCALINGS)
+  _check_tail(tail_size, tail_share)
 
 
 def cdf(

@@ -110,6 +110,8 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
     ({'calibrate_share': float('nan')}, 'data.calibrate_share.*nan'),
     ({'test_share': 0.999}, 'leaves no sample of class 0'),
     ({'made_unknowns': ('nose',)}, "did you mean 'noise'"),
+    ({'calibrate_share': 0.0}, 'data.calibrate_share leaves that part without'),
+    ({'test_share': 0.001}, 'data.test_share leaves that part without'),
     ({'max_unknown': 0}, 'max_unknown must be at least 1'),
   ],
 )

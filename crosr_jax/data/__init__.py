@@ -83,6 +83,15 @@ def load(
   calibrate, train = splits.hold_out(
     rest, 'calibrate_share', calibrate_share, seed
   )
+  for field, part in (
+    ('test_share', test),
+    ('select_share', select),
+    ('calibrate_share', calibrate),
+  ):
+    if not len(part.label):
+      raise types.UsageError(
+        f'data.{field} leaves that part without a sample; make it larger'
+      )
   sets = {}
   if len(unknown):
     image = unknowns.sample(unknown, max_unknown, evaluation_seed)

@@ -1,0 +1,171 @@
+"""Checkpoints that come back whole or not at all; the fitted model."""
+
+import hashlib
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from crosr_jax import checkpoint, types, weibull
+
+_LIKE = {'w': np.zeros((3, 2), np.float32), 'step': np.zeros((), np.int32)}
+
+
+def _state(step):
+  return {
+    'w': np.full((3, 2), step, np.float32),
+    'step': np.array(step, np.int32),
+  }
+
+
+def _save(workdir, *steps, keep=3):
+  with checkpoint.Checkpoints(workdir, keep) as checkpoints:
+    checkpoints.restore(_LIKE)
+    for step in steps:
+      checkpoints.save(step, _state(step), {'history': [{'step': step}]})
+
+
+def _restore(workdir):
+  with checkpoint.Checkpoints(workdir, 3) as checkpoints:
+    return checkpoints.restore(_LIKE)
+
+
+def _files(workdir, step):
+  folder = workdir / 'checkpoints' / str(step)
+  return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+def test_nothing_to_restore(tmp_path):
+  assert _restore(tmp_path) is None
+
+
+def test_round_trip(tmp_path):
+  _save(tmp_path, 1, 2)
+  state, log = _restore(tmp_path)
+  np.testing.assert_array_equal(state['w'], _state(2)['w'])
+  assert state['step'] == 2 and state['step'].dtype == np.int32
+  assert log == {'history': [{'step': 2}]}
+
+
+def test_only_the_newest_are_kept(tmp_path):
+  _save(tmp_path, 1, 2, 3, 4, keep=2)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == [
+    '3', '4',
+  ]  # fmt: skip
+  assert sorted(p.name for p in (tmp_path / 'digests').iterdir()) == [
+    '3.json', '4.json',
+  ]  # fmt: skip
+
+
+def test_every_damaged_file_is_noticed(tmp_path, caplog):
+  _save(tmp_path / 'a', 1, 2)
+  names = [p.relative_to(tmp_path / 'a') for p in _files(tmp_path / 'a', 2)]
+  assert len(names) > 5
+  for i, name in enumerate(names):
+    workdir = tmp_path / f'b{i}'
+    _save(workdir, 1, 2)
+    target = _files(workdir, 2)[i]
+    data = bytearray(target.read_bytes())
+    if data:
+      data[len(data) // 2] ^= 0x10
+    else:
+      data = bytearray(b'x')
+    target.write_bytes(data)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+      state, _ = _restore(workdir)
+    assert state['step'] == 1, name
+    told = 'checkpoint 2 is damaged (' + str(target.relative_to(
+      workdir / 'checkpoints' / '2'))  # fmt: skip
+    assert any(m.startswith(told) for m in caplog.messages)
+    # Set aside, not lost; and its step can be saved again.
+    assert (workdir / 'damaged' / '2').is_dir()
+    _save(workdir, 2)
+    assert _restore(workdir)[0]['step'] == 2
+
+
+@pytest.mark.parametrize('fault', ['truncated', 'missing', 'added'])
+def test_other_damage(tmp_path, fault):
+  _save(tmp_path, 1, 2)
+  target = max(_files(tmp_path, 2), key=lambda p: p.stat().st_size)
+  if fault == 'truncated':
+    target.write_bytes(target.read_bytes()[:-1])
+  elif fault == 'missing':
+    target.unlink()
+  else:
+    (target.parent / 'more').write_bytes(b'')
+  assert _restore(tmp_path)[0]['step'] == 1
+
+
+def test_all_damaged_is_an_error_and_nothing_is_lost(tmp_path):
+  _save(tmp_path, 1, 2)
+  for step in (1, 2):
+    target = _files(tmp_path, step)[0]
+    target.write_bytes(target.read_bytes() + b'x')
+  for _ in range(2):
+    with pytest.raises(ValueError, match=r'every checkpoint .* is damaged'):
+      _restore(tmp_path)
+  assert _files(tmp_path, 1) and _files(tmp_path, 2)
+
+
+def test_unfinished_checkpoints_do_not_count(tmp_path, caplog):
+  # Killed between the last file and the digests, or while digests are written.
+  _save(tmp_path, 1, 2)
+  (tmp_path / 'digests' / '2.json').unlink()
+  with caplog.at_level(logging.INFO):
+    assert _restore(tmp_path)[0]['step'] == 1
+  assert 'checkpoint 2 was not finished: dropped' in caplog.messages
+  _save(tmp_path, 2)
+  (tmp_path / 'digests' / '2.json').write_text('{"a"')
+  assert _restore(tmp_path)[0]['step'] == 1
+
+
+def _models(generator):
+  label = np.arange(200, dtype=np.int32) % 2
+  logits = generator.normal(size=(200, 2)) + 6 * np.eye(2)[label]
+  features = types.Features(logits, generator.normal(size=(200, 3)), label)
+  return {
+    'crosr': weibull.fit(features, tail_size=20),
+    'openmax': weibull.fit(features, vector='logits', tail_size=20),
+  }
+
+
+def test_fitted_round_trip(tmp_path, generator):
+  models, info = _models(generator), {'class_names': ['a|b', 'ü\n'], 'x': 1.5}
+  checkpoint.save_fitted(tmp_path, models, info)
+  loaded, found = checkpoint.load_fitted(tmp_path)
+  assert info.items() <= found.items()
+  assert list(loaded) == list(models)
+  for name, model in models.items():
+    assert loaded[name].vector == model.vector
+    for a, b in zip(loaded[name][1:], model[1:], strict=True):
+      np.testing.assert_array_equal(a, b)
+      assert a.dtype == b.dtype
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    'fitted.npz', 'model.json',
+  ]  # fmt: skip
+
+
+def test_fitted_that_is_not_whole(tmp_path, generator):
+  with pytest.raises(ValueError, match=r'model\.json is missing'):
+    checkpoint.load_fitted(tmp_path)
+  checkpoint.save_fitted(tmp_path, _models(generator), {})
+  data = (tmp_path / 'fitted.npz').read_bytes()
+  (tmp_path / 'fitted.npz').write_bytes(data[:-4])
+  with pytest.raises(ValueError, match=r'fitted\.npz is damaged'):
+    checkpoint.load_fitted(tmp_path)
+  (tmp_path / 'model.json').write_text('{')
+  with pytest.raises(ValueError, match=r'model\.json is damaged'):
+    checkpoint.load_fitted(tmp_path)
+
+
+def test_fitted_runs_no_code(tmp_path, generator):
+  # A pickled array in the file is refused, not loaded.
+  checkpoint.save_fitted(tmp_path, _models(generator), {})
+  np.savez(tmp_path / 'fitted.npz', **{'a/mav': np.array([print], object)})
+  data = (tmp_path / 'fitted.npz').read_bytes()
+  info = {'fitted_sha256': hashlib.sha256(data).hexdigest()}
+  (tmp_path / 'model.json').write_text(json.dumps(info))
+  with pytest.raises(ValueError, match='allow_pickle=False'):
+    checkpoint.load_fitted(tmp_path)

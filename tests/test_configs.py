@@ -1,0 +1,36 @@
+"""Every field has a comment, a type, and a reader."""
+
+import importlib
+
+import pytest
+from conftest import ROOT
+
+from configs import common
+from crosr_jax import cli
+
+_NAMES = sorted(
+  p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'common'
+)
+_FIELDS = dict(cli._fields(common.get_config()))
+
+
+def test_every_field_has_one_comment():
+  comments = cli.field_comments((ROOT / 'configs' / 'common.py').read_text())
+  told = {name: comments.get(name, '') for name in _FIELDS}
+  assert [name for name, text in told.items() if not text] == []
+  assert all(text.endswith('.') for text in told.values())
+
+
+def test_no_field_is_none():
+  assert [name for name, value in _FIELDS.items() if value is None] == []
+
+
+@pytest.mark.parametrize('name', _NAMES)
+def test_a_config_only_changes_fields(name):
+  module = importlib.import_module(f'configs.{name}')
+  found = dict(cli._fields(module.get_config()))
+  assert list(found) == list(_FIELDS)
+  assert [type(v) for v in found.values()] == [
+    type(v) for v in _FIELDS.values()
+  ]
+  assert f'--config=configs/{name}.py' in module.__doc__

@@ -1,0 +1,249 @@
+"""The main job as a user runs it: one process, one config, one workdir."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from crosr_jax import checkpoint
+
+_SMALL = (
+  '--config=configs/digits.py',
+  '--config.model.width=8',
+  '--config.model.latent_width=8',
+  '--config.train.num_steps=150',
+  '--config.train.checkpoint_every=30',
+  '--config.train.log_every=15',
+  '--config.report.pictures=False',
+)
+
+
+@pytest.fixture
+def run(environment, tmp_path_factory):
+  """Runs the main job; returns the finished process."""
+  # As the tests in this process, commands keep what they compiled.
+  cache = str(ROOT / '.pytest_cache' / 'jax')
+  environment = {
+    **environment,
+    'JAX_COMPILATION_CACHE_DIR': cache,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+  def call(*arguments, cwd=ROOT, wait=True):
+    command = [sys.executable, '-m', 'crosr_jax.main', *arguments]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    if not wait:
+      return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+    return subprocess.run(command, cwd=cwd, env=environment, **pipes)
+
+  return call
+
+
+def _fails(process, code, *words):
+  """One line on stderr with these words, this exit code, no traceback."""
+  assert process.returncode == code, process.stderr
+  assert 'Traceback' not in process.stderr
+  lines = [x for x in process.stderr.splitlines() if x.startswith('error: ')]
+  assert len(lines) == 1, process.stderr
+  for word in words:
+    assert word in lines[0]
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  return tmp_path_factory.mktemp('runs') / 'digits'
+
+
+def _figures(workdir):
+  """All of a report but its times."""
+  report = json.loads((workdir / 'report.json').read_text())
+  del report['train']
+  return report
+
+
+def test_main_job(run, finished):
+  process = run(*_SMALL, f'--workdir={finished}')
+  assert process.returncode == 0, process.stderr
+  assert 'digits_unknown: 316 known, 533 unknown' in process.stdout
+  report = json.loads((finished / 'report.json').read_text())
+  assert report['parameters'] > 0 and report['train']['steps'] == 150
+  methods = {
+    'crosr', 'crosr_published', 'crosr_y', 'openmax', 'softmax', 'max_logit',
+  }  # fmt: skip
+  for name, count in (('digits_unknown', 533), ('noise', 316)):
+    row = report['unknown'][name]
+    assert row['n_known'] == 316 and row['n_unknown'] == count
+    assert methods | {'trivial', 'openness'} <= row.keys()
+    for method in methods:
+      assert 0 < row[method]['auroc'] <= 1
+      assert np.sum(row['crosr']['confusion']) == 316 + count
+  assert report['unknown']['noise']['max_logit']['macro_f1'] is None
+  fitted, info = checkpoint.load_fitted(finished)
+  assert set(fitted) == methods - {'softmax', 'max_logit'}
+  assert info['class_names'] == list('0123456')
+  for name in ('report.html', 'report.md', 'run.log', 'config.json'):
+    assert (finished / name).stat().st_size > 0
+
+
+def test_again_with_other_scorer_fields(run, finished):
+  before = _figures(finished)
+  process = run(
+    *_SMALL, f'--workdir={finished}', '--config.scorer.decision=tpr95',
+    '--config.weibull.scaling=none', '--config.report.pictures=True',
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  assert 'first step' not in process.stderr
+  assert 'restored the checkpoint of step 150' in process.stderr
+  after = _figures(finished)
+  assert after['closed_set_accuracy'] == before['closed_set_accuracy']
+  assert after['known_rejected'] != before['known_rejected']
+  assert (finished / 'figures' / 'map.png').exists()
+
+
+def test_bound_fields_are_named(run, finished):
+  process = run(*_SMALL, f'--workdir={finished}', '--config.train.flip=True')
+  _fails(process, 2, 'train.flip was False and is now True', '--workdir')
+  process = run(*_SMALL, f'--workdir={finished}', '--config.seed=3')
+  _fails(process, 2, 'seed was 0 and is now 3')
+
+
+def test_damaged_checkpoint_falls_back(run, finished):
+  newest = finished / 'checkpoints' / '150'
+  target = max(newest.rglob('*'), key=lambda p: p.stat().st_size)
+  target.write_bytes(target.read_bytes()[:-1])
+  before = _figures(finished)
+  process = run(
+    *_SMALL, f'--workdir={finished}', '--config.weibull.scaling=none',
+    '--config.scorer.decision=tpr95',
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  assert 'checkpoint 150 is damaged' in process.stderr
+  assert 'restored the checkpoint of step 120' in process.stderr
+  after = _figures(finished)
+  for report in (before, after):
+    del report['config']
+  assert after == before
+
+
+def test_killed_at_any_moment_ends_bit_equal(run, finished, request, tmp_path):
+  generator = np.random.default_rng(time.time_ns())
+  whole = tmp_path / 'whole'
+  begin = time.monotonic()
+  assert run(*_SMALL, f'--workdir={whole}').returncode == 0
+  length = time.monotonic() - begin
+  for i in range(request.config.getoption('--kills')):
+    workdir = tmp_path / f'killed{i}'
+    moment = generator.uniform(0.3, 1.0) * length
+    process = run(*_SMALL, f'--workdir={workdir}', wait=False)
+    time.sleep(moment)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = run(*_SMALL, f'--workdir={workdir}')
+    assert again.returncode == 0, again.stderr
+    assert _figures(workdir) == _figures(whole), moment
+    assert (workdir / 'fitted.npz').read_bytes() == (
+      whole / 'fitted.npz'
+    ).read_bytes()
+    leftover = list(workdir.rglob('.*'))
+    assert leftover == [], moment
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    ([], ['--config is needed', '--config=configs/digits.py']),
+    (['--config='], ['--config is needed']),
+    (['--config=configs/digit.py'], ['no file', 'mean configs/digits.py?']),
+    (['--config=configs'], ["no file 'configs'"]),
+    (['--config=setup.cfg'], ['setup.cfg cannot be loaded', '.py']),
+    (['--config=configs/digits.py:paper'], ['no variants', ':paper']),
+    ([*_SMALL, '--config.train.numsteps=3'],
+     ["no field 'train.numsteps'", 'did you mean train.num_steps?']),
+    ([*_SMALL, '--config.trian.num_steps=3'], ["no field 'trian.num_steps'"]),
+    ([*_SMALL, '--config.train=3'], ["'train'", 'it is a section']),
+    ([*_SMALL, '--config.train.num_steps=many'], ['num_steps=many']),
+    ([*_SMALL, '--config.train.num_steps=1.5'], ['num_steps=1.5']),
+    ([*_SMALL, '--config.train.flip=perhaps'], ['flip=perhaps']),
+    ([*_SMALL, '--config.train.num_steps=-1'], ['num_steps', '-1']),
+    ([*_SMALL, '--config.model.lateral=bottle'], ["'bottle'", 'bottleneck']),
+    ([*_SMALL, '--config.data.unknown_classes=1,2,3,4,5,6,7,8,9'],
+     ['leaves 1 of 10', 'at least 2']),
+    ([*_SMALL, '--config.weibull.tail_size=20'],
+     ['tail_size=20', 'tail_share=0.05']),
+    ([*_SMALL, '--config.scorer.decision=half1'], ["'half1'", 'half']),
+    ([*_SMALL, '--config.scorer.alpha=0'], ['alpha', '0']),
+    ([*_SMALL, '--config.parallel=both'], ["'both'", 'shard_map']),
+    ([*_SMALL, '--wrkdir=x'], ["'wrkdir'", 'workdir']),
+    ([*_SMALL, 'runs/x'], ["unexpected argument 'runs/x'"]),
+    ([*_SMALL, '--workdir=setup.cfg'], ['--workdir=setup.cfg is a file']),
+    ([*_SMALL, '--workdir=/proc/nowhere'], ['--workdir=/proc/nowhere cannot']),
+    ([*_SMALL, '--workdir=setup.cfg/x'], ['--workdir=setup.cfg/x cannot']),
+  ],
+)  # fmt: skip
+def test_usage_errors(run, tmp_path, arguments, words):
+  if arguments and not any(a.startswith('--workdir') for a in arguments):
+    arguments = [*arguments, f'--workdir={tmp_path / "w"}']
+  _fails(run(*arguments), 2, *words)
+
+
+def test_config_with_a_mistake(run, tmp_path):
+  path = tmp_path / 'mine.py'
+  for text, words in (
+    ('def get_config(:', ['SyntaxError']),
+    ('x = 1', ['AttributeError', 'get_config']),
+    ('import nowhere', ['nowhere']),
+    ('def get_config():\n  return {}["a"]', ['KeyError']),
+  ):
+    path.write_text(text)
+    _fails(run(f'--config={path}'), 2, str(path), *words)
+
+
+def test_class_that_cannot_be_fitted(run, tmp_path):
+  process = run(
+    *_SMALL, f'--workdir={tmp_path / "w"}', '--config.train.num_steps=1'
+  )
+  _fails(process, 1, 'class ', 'at least 2 are needed', 'train longer')
+  assert 'error: class' in (tmp_path / 'w' / 'run.log').read_text()
+
+
+def test_divergence_is_one_line(run, tmp_path):
+  process = run(
+    *_SMALL, f'--workdir={tmp_path / "w"}', '--config.train.clip_norm=0',
+    '--config.train.learning_rate=1e30', '--config.train.schedule=constant',
+    '--config.train.warmup_share=0',
+  )  # fmt: skip
+  _fails(process, 1, 'diverged', 'train.learning_rate')
+
+
+def test_config_from_anywhere(run, tmp_path):
+  # A user's own file, in a folder of its own, and a workdir beside it.
+  (tmp_path / 'mine.py').write_text(
+    'from configs import common\n\n\ndef get_config(variant=""):\n'
+    '  config = common.get_config()\n'
+    '  config.train.num_steps = 2 if variant == "short" else 3\n'
+    '  return config\n'
+  )
+  process = run('--config=mine.py:short', '--config.nothing=1', cwd=tmp_path)
+  _fails(process, 2, "no field 'nothing'")
+  process = run('--config=mine.py:short', cwd=tmp_path)
+  assert (tmp_path / 'runs' / 'mine-short' / 'config.json').exists()
+  assert '2/2' in process.stderr
+
+
+def test_help_lists_flags_and_fields(run):
+  process = run('--help')
+  assert process.returncode == 0
+  words = ' '.join(process.stdout.split())
+  assert words.startswith('Trains a net')
+  assert '--workdir: folder of the run' in words
+  assert (
+    '--config.train.num_steps=1000: Steps of the whole training; schedules '
+    'stretch to it.' in words
+  )
+  process = run('--help', '--config=configs/digits.py')
+  assert '--config.train.num_steps=600: Steps' in process.stdout
