@@ -94,12 +94,21 @@ def run(
       method: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
       for method, found in scores.items()
     }
+    decided = {
+      part: scorer.decide(
+        found,
+        _closed(parts[part]),
+        decision=config.scorer.decision,
+        threshold=thresholds['crosr'],
+      )
+      for part, found in scores['crosr'].items()
+    }
     checkpoint.save_fitted(
       workdir, fitted, _decision(config, benchmark, model, trained, thresholds)
     )
     result = {
       **_about(config, name, benchmark, trained),
-      **_known(config, parts, scores['crosr'], thresholds['crosr']),
+      **_known(parts['test'], decided),
       **_fits(fitted),
       'notes': [_LEAD, *notes],
       'unknown': _unknown(benchmark, parts, scores, thresholds),
@@ -107,7 +116,14 @@ def run(
     material = None
     if config.report.pictures:
       material = _material(
-        benchmark, model, trained, parts, fitted['crosr'], scores, thresholds
+        benchmark,
+        model,
+        trained,
+        parts,
+        fitted['crosr'],
+        scores,
+        thresholds,
+        decided,
       )
     report.write(
       workdir,
@@ -263,26 +279,14 @@ def _unknown(
   return result
 
 
-def _known(
-  config: config_dict.ConfigDict,
-  parts: Parts,
-  scores: dict[str, types.Scores],
-  threshold: float,
-) -> dict:
+def _known(test: types.Features, decided: dict[str, np.ndarray]) -> dict:
   """What the known parts say: accuracy, and how many are turned away."""
-  test = parts['test']
-  rejected = {}
-  for part in ('train', 'calibrate', 'test'):
-    decided = scorer.decide(
-      scores[part],
-      _closed(parts[part]),
-      decision=config.scorer.decision,
-      threshold=threshold,
-    )
-    rejected[part] = float(np.mean(decided == types.UNKNOWN))
   return {
     'closed_set_accuracy': float(np.mean(_closed(test) == test.label)),
-    'known_rejected': rejected,
+    'known_rejected': {
+      part: float(np.mean(decided[part] == types.UNKNOWN))
+      for part in ('train', 'calibrate', 'test')
+    },
   }
 
 
@@ -302,15 +306,14 @@ def _about(
   trained: train.Trained,
 ) -> dict:
   """What ran, where, on what."""
-  device = jax.devices()[0]
   return {
     'name': name,
     'system': models.SYSTEMS[config.model.lateral],
     'seed': config.seed,
     'config': _plain(config),
     'versions': _versions(),
-    'device': f'{device.platform} ({device.device_kind}) x '
-    f'{sharding.num_devices()}, {os.cpu_count()} CPU cores',
+    'device': f'{sharding.num_devices()} x {jax.devices()[0].device_kind}, '
+    f'{os.cpu_count()} CPU cores',
     'parameters': train.num_parameters(trained.state),
     'class_names': list(benchmark.class_names),
     'data': {
@@ -360,6 +363,7 @@ def _material(
   recipe: types.WeibullModel,
   scores: dict[str, dict[str, types.Scores]],
   thresholds: dict[str, float],
+  decided: dict[str, np.ndarray],
 ) -> report.Material:
   """What the report draws from: training, test and unknown samples."""
   shown = {
@@ -387,6 +391,7 @@ def _material(
       for method, found in scores.items()
     },
     threshold=thresholds,
+    decided=decided,
     reconstruct=reconstruct,
   )
 

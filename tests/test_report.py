@@ -75,6 +75,7 @@ def make_material(k=3, channels=1, lateral=True, names=None):
       m: metrics.threshold_at_tpr(s['calibrate'].unknown_score)
       for m, s in scores.items()
     },
+    decided={name: s.prediction for name, s in scores[METHODS[0]].items()},
     reconstruct=(lambda x: 255 - x) if lateral else None,
   )
 
@@ -485,51 +486,27 @@ def test_f1_curve_agrees_with_the_figures_of_the_report(written):
     assert f1[-1] == pytest.approx(2 * m / (2 * m + n) / 4)
 
 
-def test_mistakes_are_the_worst_first_under_every_decision():
+def test_mistakes_are_the_worst_first():
   material = make_material()
   test = material.scores['crosr']['test']
-  for decision in ('argmax', 'half', 'tpr95'):
-    answer = material_lib.decided(material, 'test', decision)
-    wrong = answer == types.UNKNOWN
-    strip = sheets.errors(
-      material, 'test', wrong, material.features['test'].label, '', 'k'
-    )
-    order = np.argsort(-test.unknown_score, kind='stable')
-    worst = [row for row in order if wrong[row]][: len(strip.image)]
-    assert len(strip.image) == min(wrong.sum(), 10) > 0
-    np.testing.assert_array_equal(strip.image, material.image['test'][worst])
-    top = material.features['test'].label[worst[0]]
-    score = sheets.number(test.unknown_score[worst[0]])
-    assert strip.captions[0] == f'class {top}\n{score}'
-  accepted = material_lib.decided(material, 'far_set', 'argmax')
+  wrong = material.decided['test'] == types.UNKNOWN
+  label = material.features['test'].label
+  strip = sheets.errors(material, 'test', wrong, label, '', 'k')
+  order = np.argsort(-test.unknown_score, kind='stable')
+  worst = [row for row in order if wrong[row]][: len(strip.image)]
+  assert len(strip.image) == min(wrong.sum(), 10) > 0
+  np.testing.assert_array_equal(strip.image, material.image['test'][worst])
+  score = sheets.number(test.unknown_score[worst[0]])
+  assert strip.captions[0] == f'class {label[worst[0]]}\n{score}'
+  answer = material.decided['far_set']
   score = material.scores['crosr']['far_set'].unknown_score
   strip = sheets.errors(
-    material, 'far_set', accepted != types.UNKNOWN, accepted, '', 'k'
+    material, 'far_set', answer != types.UNKNOWN, answer, '', 'k'
   )
-  lowest = np.where(accepted != types.UNKNOWN, score, np.inf).argmin()
+  lowest = np.where(answer != types.UNKNOWN, score, np.inf).argmin()
   np.testing.assert_array_equal(
     strip.image[0], material.image['far_set'][lowest]
   )
-
-
-def test_decisions_differ_as_they_should():
-  probability = np.array([[0.4, 0.3, 0.3], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
-  scores = types.Scores(
-    probability, np.array([0, 0, -1]), np.array([-1.0, 2.0, 0.5])
-  )
-  logits = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-  material = make_material(k=2)._replace(
-    scores={'crosr': {'near': scores}},
-    threshold={'crosr': 0.5},
-    features={'near': types.Features(logits, logits, np.full(3, -1))},
-  )
-  decide = {
-    decision: material_lib.decided(material, 'near', decision).tolist()
-    for decision in ('argmax', 'half', 'tpr95')
-  }
-  assert decide == {
-    'argmax': [0, 0, -1], 'half': [-1, 0, -1], 'tpr95': [1, -1, 1],
-  }  # fmt: skip
 
 
 def test_known_parts_are_no_unknown_sets():
@@ -578,16 +555,6 @@ def test_files_get_the_permissions_of_a_plain_open(tmp_path):
   ours.chmod(0o640)
   files.write_bytes(ours, b'again')
   assert ours.stat().st_mode & 0o777 == 0o640
-
-
-def test_terminal_summary_lines_up(written):
-  _, result, _ = written
-  lines = report.summary(result).splitlines()
-  assert lines[0].startswith('Closed-set accuracy 98.76 %')
-  table = lines[-3:]
-  assert len({len(line) for line in table}) == 1
-  auroc = result['unknown']['near']['crosr']['auroc']
-  assert table[2].split()[:2] == ['near', f'{auroc:.4f}']
 
 
 def test_importing_the_room_is_cheap():

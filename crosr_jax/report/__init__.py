@@ -52,7 +52,6 @@ def write(
   if material is not None:
     drawn = pictures.draw(
       material,
-      decision=report.get('decision', 'argmax'),
       map_samples=map_samples,
       seed=seed,
     )
@@ -62,24 +61,6 @@ def write(
     _figure(workdir, name).unlink(missing_ok=True)
   files.write_text(workdir / 'report.md', markdown.render(report, drawn))
   files.write_text(workdir / 'report.html', page.render(report, drawn))
-
-
-def summary(report: dict) -> str:
-  """The verdict as a few lines for a terminal."""
-  from crosr_jax.report import tables
-
-  table = tables.glance(report)
-  rows = [list(table.head)]
-  rows += [[name, *(cell.text for cell in cells)] for name, cells in table.rows]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join(
-      [row[0].ljust(widths[0])]
-      + [text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True)]
-    )
-    for row in rows
-  ]
-  return '\n'.join([*tables.verdict(report), *(lines if table.rows else [])])
 
 
 def plain(value: Any, where: str = '') -> Any:

@@ -31,6 +31,8 @@ class Material(NamedTuple):
   activation: dict[str, np.ndarray]  # name -> [N, D], already scaled
   scores: dict[str, dict[str, types.Scores]]  # method -> name -> N rows
   threshold: dict[str, float]  # method -> tpr95, from held-out knowns
+  # name -> [N], the lead method's answers under the run's decision
+  decided: dict[str, np.ndarray]
   # uint8 images -> uint8 reconstructions; None where the net has no lateral
   reconstruct: Callable[[np.ndarray], np.ndarray] | None
 
@@ -50,24 +52,6 @@ def unknown_names(material: Material) -> list[str]:
 def closed_prediction(material: Material, name: str) -> np.ndarray:
   """Closed-set class of every sample of a set, [N]."""
   return np.argmax(material.features[name].logits, axis=1)
-
-
-def decided(material: Material, name: str, decision: str) -> np.ndarray:
-  """The lead method's answer under a decision, [N], -1 = unknown.
-
-  'argmax' of the K + 1 probabilities; 'half': the class with p >= 0.5;
-  'tpr95': the closed-set class up to the threshold.
-  """
-  method = lead(material.scores)
-  scores = material.scores[method][name]
-  accepted = np.ones(len(scores.prediction), bool)
-  answer = np.asarray(scores.prediction)
-  if decision == 'half':
-    accepted = scores.probability.max(axis=1) >= 0.5
-  elif decision == 'tpr95':
-    accepted = scores.unknown_score <= material.threshold[method]
-    answer = closed_prediction(material, name)
-  return np.where(accepted, answer, types.UNKNOWN)
 
 
 def choose(

@@ -32,7 +32,6 @@ NAMES = (
 def draw(
   material: material_lib.Material,
   *,
-  decision: str = 'argmax',
   map_samples: int = 1000,
   seed: int = 0,
 ) -> list[style.Picture]:
@@ -40,22 +39,19 @@ def draw(
 
   Args:
     material: what to draw.
-    decision: 'argmax', 'half' or 'tpr95': which samples count as mistakes.
     map_samples: points of the map, at most.
     seed: of every choice of samples and of the map.
   """
   with matplotlib.rc_context(style.settings()):
     made = {
       name: make(np.random.default_rng([seed, i]))
-      for i, (name, make) in enumerate(
-        _makers(material, decision, map_samples, seed)
-      )
+      for i, (name, make) in enumerate(_makers(material, map_samples, seed))
     }
   return [picture for name in NAMES if (picture := made.get(name))]
 
 
 def _makers(
-  material: material_lib.Material, decision: str, map_samples: int, seed: int
+  material: material_lib.Material, map_samples: int, seed: int
 ) -> Iterator[tuple[str, Callable]]:
   """A function of a random generator for every name."""
   yield 'samples', lambda rng: sheets.samples(material, rng)
@@ -70,5 +66,5 @@ def _makers(
     'map',
     lambda rng: maps.embedding(material, rng, samples=map_samples, seed=seed),
   )
-  yield 'mistakes', lambda _: sheets.mistakes(material, decision)
+  yield 'mistakes', lambda _: sheets.mistakes(material)
   yield 'confusion', lambda _: matrices.confusion(material)

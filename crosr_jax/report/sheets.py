@@ -80,26 +80,26 @@ def reconstructions(
   )
 
 
-def mistakes(material: Material, decision: str) -> style.Picture | None:
+def mistakes(material: Material) -> style.Picture | None:
   """The worst errors of the lead method, each with what it was taken for."""
   method = material_lib.lead(material.scores)
   rows = []
   for i, name in enumerate(material_lib.unknown_names(material)):
-    answer = material_lib.decided(material, name, decision)
+    answer = material.decided[name]
     title = f'{style.label(name)}\naccepted as'
     colour = style.unknown_colour(i)
     rows.append(
       errors(material, name, answer != types.UNKNOWN, answer, title, colour)
     )
-  wrong = material_lib.decided(material, 'test', decision) == types.UNKNOWN
+  wrong = material.decided['test'] == types.UNKNOWN
   label = material.features['test'].label
   title = 'known, rejected;\ntrue class'
   rows.append(errors(material, 'test', wrong, label, title, style.KNOWN))
   return _picture(
     'mistakes',
     'Mistakes',
-    f'The worst errors of {words.method_title(method)} (decision: {decision}), '
-    'worst first: unknown samples accepted with the lowest unknown scores, '
+    f'The worst errors of {words.method_title(method)}, worst first: '
+    ' unknown samples accepted with the lowest unknown scores, '
     'under each the class it was taken for; known test samples rejected with '
     'the highest, under each its true class; and the score. A set without a '
     'row has no such error.',
