@@ -14,7 +14,7 @@ import pathlib
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -50,7 +50,17 @@ _LEAD = (
   'its figures are a lead, not evidence. "crosr_published" is not concerned.'
 )
 
-Parts = dict[str, types.Features]
+
+class Scored(NamedTuple):
+  """What fitting and scoring make of a trained net."""
+
+  step: int  # of training, that the features are from
+  parts: dict[str, types.Features]  # by part and unknown set
+  fitted: dict[str, types.WeibullModel]  # by method
+  notes: list[str]  # what the fits warned of
+  scores: dict[str, dict[str, types.Scores]]  # by method, then part
+  thresholds: dict[str, float]  # by method, from held-out knowns
+  decided: dict[str, np.ndarray]  # by part: classes of 'crosr', -1 = unknown
 
 
 def run(
@@ -87,44 +97,14 @@ def run(
       parallel=config.parallel,
       **config.train,
     )
-    parts = _extract(model, trained.state, benchmark)
-    fitted, notes = _fit(parts['train'], benchmark.class_names, config.weibull)
-    scores = _score(parts, fitted, config.scorer.alpha)
-    thresholds = {
-      method: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
-      for method, found in scores.items()
-    }
-    decided = {
-      part: scorer.decide(
-        found,
-        _closed(parts[part]),
-        decision=config.scorer.decision,
-        threshold=thresholds['crosr'],
-      )
-      for part, found in scores['crosr'].items()
-    }
+    scored = _score(config, benchmark, model, trained)
     checkpoint.save_fitted(
-      workdir, fitted, _decision(config, benchmark, model, trained, thresholds)
+      workdir, scored.fitted, _model_info(config, benchmark, model, scored)
     )
-    result = {
-      **_about(config, name, benchmark, trained),
-      **_known(parts['test'], decided),
-      **_fits(fitted),
-      'notes': [_LEAD, *notes],
-      'unknown': _unknown(benchmark, parts, scores, thresholds),
-    }
+    result = _result(config, name, benchmark, trained, scored)
     material = None
     if config.report.pictures:
-      material = _material(
-        benchmark,
-        model,
-        trained,
-        parts,
-        fitted['crosr'],
-        scores,
-        thresholds,
-        decided,
-      )
+      material = _material(benchmark, model, trained, scored)
     report.write(
       workdir,
       result,
@@ -173,7 +153,7 @@ def _record(message: str) -> logging.LogRecord:
 def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """Raises where the workdir was made with another config."""
   path = workdir / 'config.json'
-  bound = json.loads(json.dumps({k: _plain(config[k]) for k in BINDING}))
+  bound = _bound(config)
   if not path.exists():
     files.write_text(path, json.dumps(bound, indent=2))
     return
@@ -198,26 +178,55 @@ def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     )
 
 
-def _extract(
-  model: models.dhrnet.DHRNet,
-  state: train.TrainState,
+def _score(
+  config: config_dict.ConfigDict,
   benchmark: data.Benchmark,
-) -> Parts:
-  """Features of what is fitted, decided or scored on."""
-  return {
-    name: features.extract(model, state.variables, image, label)
+  model: models.dhrnet.DHRNet,
+  trained: train.Trained,
+) -> Scored:
+  """Features, Weibulls and scores of every method, from one net."""
+  variables = trained.state.variables
+  parts = {
+    name: features.extract(model, variables, image, label)
     for name, image, label in benchmark.parts()
     if name != 'select'
   }
+  recipes = {'crosr': dict(config.weibull), **PUBLISHED}
+  fitted, notes = _fit(parts['train'], benchmark.class_names, recipes)
+  formulas = {name: name for name in [*recipes, 'softmax', 'max_logit']}
+  formulas['crosr_published'] = 'crosr'
+  scores = {
+    name: {
+      part: scorer.score(
+        found, fitted.get(name), method=formula, alpha=config.scorer.alpha
+      )
+      for part, found in parts.items()
+    }
+    for name, formula in formulas.items()
+  }
+  thresholds = {
+    name: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
+    for name, found in scores.items()
+  }
+  decided = {
+    part: scorer.decide(
+      found,
+      _closed(parts[part]),
+      decision=config.scorer.decision,
+      threshold=thresholds['crosr'],
+    )
+    for part, found in scores['crosr'].items()
+  }
+  step = int(trained.state.step)
+  return Scored(step, parts, fitted, notes, scores, thresholds, decided)
 
 
 def _fit(
   known: types.Features,
   class_names: Sequence[str],
-  recipe: config_dict.ConfigDict,
+  recipes: dict[str, dict[str, Any]],
 ) -> tuple[dict[str, types.WeibullModel], list[str]]:
-  """The models of all methods, and what was to be warned of."""
-  recipes = {'crosr': dict(recipe), **PUBLISHED}
+  """The models of all recipes, and what was to be warned of."""
   fitted, notes = {}, []
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always', UserWarning)
@@ -230,82 +239,16 @@ def _fit(
   return fitted, notes
 
 
-def _score(
-  parts: Parts, fitted: dict[str, types.WeibullModel], alpha: int
-) -> dict[str, dict[str, types.Scores]]:
-  """method -> part -> scores, all from the same features."""
-  formulas = {name: name for name in [*fitted, 'softmax', 'max_logit']}
-  formulas['crosr_published'] = 'crosr'
-  return {
-    name: {
-      part: scorer.score(
-        found, fitted.get(name), method=formulas[name], alpha=alpha
-      )
-      for part, found in parts.items()
-    }
-    for name in formulas
-  }
-
-
-def _unknown(
-  benchmark: data.Benchmark,
-  parts: Parts,
-  scores: dict[str, dict[str, types.Scores]],
-  thresholds: dict[str, float],
-) -> dict:
-  """Figures of every method against every unknown set."""
-  test, result = parts['test'], {}
-  for name, unknown in benchmark.unknown.items():
-    closed = np.append(_closed(test), _closed(parts[name]))
-    row = {
-      'n_known': len(test.label),
-      'n_unknown': len(unknown.image),
-      'openness': metrics.openness(
-        len(benchmark.class_names), unknown.num_classes
-      ),
-      'recipe': unknown.recipe,
-    }
-    for method, found in scores.items():
-      row[method] = metrics.evaluate(
-        found['test'],
-        found[name],
-        test.label,
-        closed,
-        threshold=thresholds[method],
-        is_probability=method != 'max_logit',
-      )
-    row['trivial'] = metrics.trivial(benchmark.test.image, unknown.image)
-    result[name] = row
-  return result
-
-
-def _known(test: types.Features, decided: dict[str, np.ndarray]) -> dict:
-  """What the known parts say: accuracy, and how many are turned away."""
-  return {
-    'closed_set_accuracy': float(np.mean(_closed(test) == test.label)),
-    'known_rejected': {
-      part: float(np.mean(decided[part] == types.UNKNOWN))
-      for part in ('train', 'calibrate', 'test')
-    },
-  }
-
-
-def _fits(fitted: dict[str, types.WeibullModel]) -> dict:
-  recipe = fitted['crosr']
-  return {
-    'activation_width': len(recipe.dead),
-    'dead_coordinates': int(recipe.dead.sum()),
-    'tail_count': {name: m.tail_count.tolist() for name, m in fitted.items()},
-  }
-
-
-def _about(
+def _result(
   config: config_dict.ConfigDict,
   name: str,
   benchmark: data.Benchmark,
   trained: train.Trained,
+  scored: Scored,
 ) -> dict:
-  """What ran, where, on what."""
+  """report.json."""
+  recipe = scored.fitted['crosr']
+  test = scored.parts['test']
   return {
     'name': name,
     'system': models.SYSTEMS[config.model.lateral],
@@ -322,23 +265,62 @@ def _about(
       if part not in benchmark.unknown
     },
     'train': {
-      'steps': int(trained.state.step),
+      'steps': scored.step,
       'seconds': trained.seconds,
       'images_per_second': trained.images_per_second,
     },
+    'closed_set_accuracy': float(np.mean(_closed(test) == test.label)),
+    'known_rejected': {
+      part: float(np.mean(scored.decided[part] == types.UNKNOWN))
+      for part in ('train', 'calibrate', 'test')
+    },
     'decision': config.scorer.decision,
+    'activation_width': len(recipe.dead),
+    'dead_coordinates': int(recipe.dead.sum()),
+    'tail_count': {
+      name: model.tail_count.tolist() for name, model in scored.fitted.items()
+    },
+    'notes': [_LEAD, *scored.notes],
+    'unknown': {
+      name: _against(benchmark, name, scored) for name in benchmark.unknown
+    },
   }
 
 
-def _decision(
+def _against(benchmark: data.Benchmark, name: str, scored: Scored) -> dict:
+  """Figures of every method against one unknown set."""
+  unknown, test = benchmark.unknown[name], scored.parts['test']
+  figures = {
+    method: metrics.evaluate(
+      found['test'],
+      found[name],
+      test.label,
+      np.append(_closed(test), _closed(scored.parts[name])),
+      threshold=scored.thresholds[method],
+      is_probability=method != 'max_logit',
+    )
+    for method, found in scored.scores.items()
+  }
+  return {
+    'n_known': len(test.label),
+    'n_unknown': len(unknown.image),
+    'openness': metrics.openness(
+      len(benchmark.class_names), unknown.num_classes
+    ),
+    'recipe': unknown.recipe,
+    **figures,
+    'trivial': metrics.trivial(benchmark.test.image, unknown.image),
+  }
+
+
+def _model_info(
   config: config_dict.ConfigDict,
   benchmark: data.Benchmark,
   model: models.dhrnet.DHRNet,
-  trained: train.Trained,
-  thresholds: dict[str, float],
+  scored: Scored,
 ) -> dict:
   """model.json: all but the Weibulls that a decision on an image needs."""
-  bound = json.dumps([_plain(config[k]) for k in BINDING], sort_keys=True)
+  bound = json.dumps(_bound(config), sort_keys=True)
   return {
     'format': 1,
     'class_names': list(benchmark.class_names),
@@ -348,8 +330,8 @@ def _decision(
     'method': 'crosr',
     'decision': config.scorer.decision,
     'alpha': config.scorer.alpha,
-    'thresholds': thresholds,
-    'source_step': int(trained.state.step),
+    'thresholds': scored.thresholds,
+    'source_step': scored.step,
     'config_sha256': hashlib.sha256(bound.encode()).hexdigest(),
     'versions': _versions(),
   }
@@ -359,18 +341,15 @@ def _material(
   benchmark: data.Benchmark,
   model: models.dhrnet.DHRNet,
   trained: train.Trained,
-  parts: Parts,
-  recipe: types.WeibullModel,
-  scores: dict[str, dict[str, types.Scores]],
-  thresholds: dict[str, float],
-  decided: dict[str, np.ndarray],
+  scored: Scored,
 ) -> report.Material:
   """What the report draws from: training, test and unknown samples."""
-  shown = {
+  image = {
     name: image
     for name, image, _ in benchmark.parts()
     if name not in ('select', 'calibrate')
   }
+  recipe = scored.fitted['crosr']
   reconstruct = None
   if model.lateral != 'none':
     reconstruct = functools.partial(
@@ -379,25 +358,27 @@ def _material(
   return report.Material(
     class_names=benchmark.class_names,
     history=trained.history,
-    image=shown,
-    features={name: parts[name] for name in shown},
+    image=image,
+    features={name: scored.parts[name] for name in image},
     activation={
-      name: weibull.activation_vector(parts[name], recipe.vector)
+      name: weibull.activation_vector(scored.parts[name], recipe.vector)
       / recipe.feature_scale
-      for name in shown
+      for name in image
     },
-    scores={
-      method: {name: found[name] for name in shown if name != 'train'}
-      for method, found in scores.items()
-    },
-    threshold=thresholds,
-    decided=decided,
+    scores=scored.scores,
+    threshold=scored.thresholds,
+    decided=scored.decided,
     reconstruct=reconstruct,
   )
 
 
 def _closed(found: types.Features) -> np.ndarray:
   return np.argmax(found.logits, axis=1)
+
+
+def _bound(config: config_dict.ConfigDict) -> dict:
+  """The sections that bind a workdir, as JSON gives them back."""
+  return json.loads(json.dumps({k: _plain(config[k]) for k in BINDING}))
 
 
 def _plain(config: Any) -> Any:

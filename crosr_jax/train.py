@@ -236,20 +236,21 @@ def fit(
   state = init_state(model, rule, train.image.shape[1:], _named(root, 'init'))
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
     state, record = checkpoints.restore(state) or (state, {})
-    journal = _Journal(workdir, batch_size, int(state.step), record)
-    if int(state.step) < num_steps:
-      state = _loop(
-        engine,
-        state,
-        batches.training(train, batch_size, seed, int(state.step)),
-        journal,
-        checkpoints,
-        functools.partial(_accuracy, model, select),
-        num_steps=num_steps,
-        log_every=log_every,
-        checkpoint_every=checkpoint_every,
-      )
-    journal.close()
+    first = int(state.step)
+    journal = _Journal(workdir, batch_size, first, record)
+    if first < num_steps:
+      with journal:
+        state = _loop(
+          engine,
+          state,
+          batches.training(train, batch_size, seed, first),
+          journal,
+          checkpoints,
+          functools.partial(_accuracy, model, select),
+          num_steps=num_steps,
+          log_every=log_every,
+          checkpoint_every=checkpoint_every,
+        )
   state = jax.tree.map(np.asarray, state)
   return Trained(
     state, journal.history, journal.seconds, journal.images_per_second
@@ -289,11 +290,15 @@ def _loop(
       else:
         journal.write(row)
       show(step, journal.text(row))
+      journal.go_on()
   return state
 
 
 class _Journal:
-  """What training says of itself: history, TensorBoard, time."""
+  """What training says of itself: history, TensorBoard, time.
+
+  Entered while there are steps to take.
+  """
 
   def __init__(
     self,
@@ -303,35 +308,49 @@ class _Journal:
     record: dict,
   ):
     self.history: list[dict] = list(record.get('history', []))
-    self._seconds = record.get('seconds', 0.0)
-    self._timed = tuple(record.get('timed', (0, 0.0)))  # steps, seconds
+    self._earlier = record.get('seconds', 0.0)
+    # Of the steps that were timed, which the first of a session is not.
+    self._timed_steps = record.get('timed_steps', 0)
+    self._timed_seconds = record.get('timed_seconds', 0.0)
     self._batch_size = batch_size
-    self._first_step, self._before = first_step, first_step
+    self._before = first_step
     self._pending: list[dict] = []
     self._begin = time.monotonic()
-    self._after_first: float | None = None
+    self._clock = 0.0  # 0 = before the first step
+    self._workdir, self._first_step = workdir, first_step
+
+  def __enter__(self) -> '_Journal':
     # What a killed session wrote after its last checkpoint comes again.
     self._board = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=first_step + 1
+      str(self._workdir / 'tensorboard'), purge_step=self._first_step + 1
     )
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._board.close()
 
   def add(self, metrics: dict) -> None:
     """Takes the metrics of one step, which may still be computing."""
     self._pending.append(metrics)
-    if self._after_first is None:
+    if not self._clock:
       # The first step compiles; speed is counted from here.
       jax.block_until_ready(metrics)
-      self._after_first = time.monotonic()
+      self._clock = time.monotonic()
+      self._timed_steps -= 1
       logging.info(
         'first step after %s, most of it compilation',
-        progress.duration(self._after_first - self._begin),
+        progress.duration(self._clock - self._begin),
       )
+
+  def go_on(self) -> None:
+    """Starts the clock again, which stood since `row`."""
+    self._clock = time.monotonic()
 
   def estimate(self, steps_left: int) -> None:
     """Says how long the rest will take."""
     jax.block_until_ready(self._pending)
-    assert self._after_first is not None
-    each = (time.monotonic() - self._after_first) / (_STEPS_BEFORE_ESTIMATE - 1)
+    seconds = self._timed_seconds + time.monotonic() - self._clock
+    each = seconds / max(self._timed_steps + len(self._pending), 1)
     logging.info(
       'about %s to go (%d steps, %.0f images/s)',
       progress.duration(each * steps_left),
@@ -353,6 +372,8 @@ class _Journal:
           'checkpoints from before are kept. Lower train.learning_rate or set '
           'train.clip_norm, in a new workdir'
         )
+    self._timed_steps += len(steps)
+    self._timed_seconds += time.monotonic() - self._clock
     self._pending, self._before = [], step
     means = {k: float(np.mean([m[k] for m in steps])) for k in sorted(steps[0])}
     return {'step': step, **means}
@@ -374,34 +395,21 @@ class _Journal:
   @property
   def seconds(self) -> float:
     """Of all sessions, compilation and checkpoints included."""
-    return self._seconds + time.monotonic() - self._begin
-
-  @property
-  def timed(self) -> tuple[int, float]:
-    """Steps and seconds of all sessions from their second step on."""
-    if self._after_first is None:
-      return self._timed
-    steps = self._before - self._first_step - 1
-    seconds = time.monotonic() - self._after_first
-    return self._timed[0] + steps, self._timed[1] + seconds
+    return self._earlier + time.monotonic() - self._begin
 
   @property
   def images_per_second(self) -> float:
-    """Without compilation; 0 where fewer than two steps were taken."""
-    steps, seconds = self.timed
-    return self._batch_size * steps / seconds if steps > 0 else 0.0
+    """Of the steps alone, without compilation; 0 before the second step."""
+    return self._batch_size * self._timed_steps / max(self._timed_seconds, 1e-9)
 
   def record(self) -> dict:
     """What goes into a checkpoint; JSON."""
     return {
       'history': self.history,
       'seconds': self.seconds,
-      'timed': list(self.timed),
+      'timed_steps': self._timed_steps,
+      'timed_seconds': self._timed_seconds,
     }
-
-  def close(self) -> None:
-    """Ends the TensorBoard file."""
-    self._board.close()
 
 
 def _accuracy(
