@@ -72,7 +72,10 @@ def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
     return state, jax.tree.map(lambda x: x[0], metrics)
 
   def fetch(state: Any) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], state)
+    # asarray once more: indexing turns a scalar into np.int32, no array.
+    return jax.tree.map(
+      lambda x: np.asarray(np.asarray(x.addressable_data(0))[0]), state
+    )
 
   return Engine(place, run, fetch)
 
