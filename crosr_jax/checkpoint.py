@@ -3,7 +3,7 @@
 Layout of a workdir:
   checkpoints/<step>/        state and training log, Orbax
   digests/<step>.json        SHA-256 of each of its files, written last
-  damaged/<step>/            checkpoints whose files had changed
+  damaged/<step>/            checkpoints that could not be trusted
   fitted.npz, model.json     MAVs and Weibulls of every method; all else that
                              a decision needs
 """
@@ -30,11 +30,14 @@ class Checkpoints:
     self._steps = workdir / 'checkpoints'
     self._digests = workdir / 'digests'
     self._damaged = workdir / 'damaged'
+    self._keep = keep
+    files.sweep(self._digests)
     self._newest = self._newest_whole()
+    # Orbax would delete old steps before the new one has its digests.
     self._manager = ocp.CheckpointManager(
       self._steps.absolute(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False
+        enable_async_checkpointing=False, cleanup_tmp_directories=True
       ),
       item_names=('state', 'log'),
     )
@@ -50,83 +53,113 @@ class Checkpoints:
 
     Args:
       like: a state of the same structure, shapes and types.
+
+    Raises:
+      UserError: where the checkpoint is of another structure.
     """
     if self._newest is None:
       return None
-    found = self._manager.restore(
-      self._newest,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(like), log=ocp.args.JsonRestore()
-      ),
+    other = types.UserError(
+      f'the checkpoint of step {self._newest} in {self._steps} is of another '
+      'net or optimiser than this version builds; take another --workdir, or '
+      'the version that made it'
     )
+    try:
+      found = self._manager.restore(
+        self._newest,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(like), log=ocp.args.JsonRestore()
+        ),
+      )
+    except ValueError as error:
+      # Its files are as they were written, so it is not damaged.
+      raise other from error
+    state = jax.tree.map(np.asarray, found.state)
+    if _kind(state) != _kind(like):
+      raise other
     logging.info('restored the checkpoint of step %d', self._newest)
-    return jax.tree.map(np.asarray, found.state), found.log
+    return state, found.log
 
   def save(self, step: int, state: Any, log: dict) -> None:
-    """Saves, waits until it is on disk, then writes the digests."""
-    if not self._manager.save(
+    """Saves, waits until it is on disk, writes the digests, then prunes."""
+    try:
+      self._write(step, state, log)
+    except (OSError, RuntimeError, ValueError) as error:
+      # Orbax hands a full disk on as either, with the storage's own words.
+      reason = str(error).partition('\n')[0]
+      raise types.UserError(
+        f'the checkpoint of step {step} cannot be written in {self._steps}: '
+        f'{reason}; make room there and run the same command again'
+      ) from error
+    for old in self._on_disk()[self._keep :]:
+      self._manager.delete(old)
+    for path in self._digests.glob('*.json'):
+      if not (self._steps / path.stem).exists():
+        path.unlink()
+
+  def _write(self, step: int, state: Any, log: dict) -> None:
+    saved = self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), log=ocp.args.JsonSave(log)
       ),
       force=True,
-    ):
-      raise types.UserError(
-        f'the checkpoint of step {step} could not be saved in {self._steps}'
-      )
+    )
+    if not saved:
+      raise RuntimeError('Orbax declined to save it')
     self._manager.wait_until_finished()
     self._digests.mkdir(exist_ok=True)
     files.write_text(
       self._digest_file(step),
       json.dumps(_digests(self._steps / str(step)), indent=1),
     )
-    for path in self._digests.glob('*.json'):
-      if not (self._steps / path.stem).exists():
-        path.unlink()
+
+  def _on_disk(self) -> list[int]:
+    """Steps that have a folder, newest first."""
+    names = (path.name for path in self._steps.glob('*') if path.is_dir())
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
   def _newest_whole(self) -> int | None:
     """Looks from the newest step down; sets aside what cannot be trusted.
 
     Raises:
-      UserError: where every checkpoint is damaged.
+      UserError: where there are checkpoints, but not one whole.
     """
-    steps = sorted(
-      (int(p.name) for p in self._steps.glob('*') if p.name.isdigit()),
-      reverse=True,
-    )
-    damaged: list[int] = []
+    steps = self._on_disk()
+    faults: dict[int, str] = {}
     for step in steps:
-      folder = self._steps / str(step)
-      if not self._digest_file(step).exists():
-        logging.info('checkpoint %d was not finished: dropped', step)
-        shutil.rmtree(folder)
-        continue
-      changed = self._changed(step)
-      if not changed:
-        for bad in damaged:
-          self._set_aside(bad)
-        return step
-      logging.warning(
-        'checkpoint %d is damaged (%s): going back to the one before',
-        *(step, changed),
-      )
-      damaged.append(step)
-    if damaged:
+      if not (fault := self._fault(step)):
+        break
+      faults[step] = fault
+    # A run that was killed while it wrote its first checkpoint has no other.
+    is_first = len(steps) == 1 and not self._digest_file(steps[0]).exists()
+    if steps and len(faults) == len(steps) and not is_first:
       raise types.UserError(
-        f'every checkpoint in {self._steps} is damaged; bring one back, or '
-        'delete the folder to train from the start'
+        f'no checkpoint in {self._steps} can be trusted: their files are not '
+        f'those that {self._digests} tells of; bring one back, or delete both '
+        'folders to train from the start'
       )
-    return None
+    for step, fault in faults.items():
+      logging.warning(
+        'checkpoint %d cannot be trusted (%s): going back to the one before',
+        *(step, fault),
+      )
+      self._set_aside(step)
+    return steps[len(faults)] if len(faults) < len(steps) else None
 
-  def _changed(self, step: int) -> str:
-    """The first file that is not as it was written; '' where all are."""
+  def _fault(self, step: int) -> str:
+    """Why a checkpoint is not as it was written; '' where it is."""
+    digests = self._digest_file(step)
+    if not digests.exists():
+      return 'it was not finished'
     try:
-      written = json.loads(self._digest_file(step).read_text())
-    except ValueError:
-      return self._digest_file(step).name
+      written = dict(json.loads(digests.read_text()))
+    except (ValueError, TypeError):
+      return f'{digests.name} is damaged'
     found = _digests(self._steps / str(step))
     names = sorted(written.keys() | found.keys())
-    return next((n for n in names if written.get(n) != found.get(n)), '')
+    changed = (n for n in names if written.get(n) != found.get(n))
+    return next((f'{name} is damaged' for name in changed), '')
 
   def _set_aside(self, step: int) -> None:
     self._damaged.mkdir(exist_ok=True)
@@ -134,7 +167,7 @@ class Checkpoints:
     if target.exists():
       shutil.rmtree(target)
     (self._steps / str(step)).rename(target)
-    self._digest_file(step).unlink()
+    self._digest_file(step).unlink(missing_ok=True)
 
   def _digest_file(self, step: int) -> pathlib.Path:
     return self._digests / f'{step}.json'
@@ -196,6 +229,12 @@ def load_fitted(
     name: types.WeibullModel(**{**fields, 'vector': str(fields['vector'])})
     for name, fields in models.items()
   }, info
+
+
+def _kind(tree: Any) -> tuple[Any, list]:
+  """Structure, and shape and type of every leaf."""
+  leaves, structure = jax.tree.flatten(tree)
+  return structure, [(np.shape(x), np.asarray(x).dtype) for x in leaves]
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -177,8 +177,10 @@ def _help(main: Callable[[], None]) -> str:
 
 def _help_fields() -> str:
   """Every field, with its value in --config, or else its default."""
-  from configs import common
-
+  try:
+    from configs import common
+  except ImportError:
+    return 'Fields of the config: see configs/common.py beside your config.'
   try:
     title = _value_of_config()
     config = _load(title)

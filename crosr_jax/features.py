@@ -26,7 +26,7 @@ def stream(
 
   The net is in evaluation mode; every sample comes once.
   """
-  run = _compiled(model)
+  run, variables = _compiled(model), sharding.replicate(variables)
   devices = sharding.num_devices()
   # Every device takes the same number of rows; padding is cut off again.
   rows = -(-batch_size // devices) * devices

@@ -4,6 +4,8 @@ import os
 import pathlib
 import tempfile
 
+_ASIDE = '.aside'
+
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
   """Puts `data` at `path`; a write that fails leaves what was there.
@@ -13,7 +15,9 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  handle, aside = tempfile.mkstemp(
+    dir=path.parent, prefix=f'.{path.name}.', suffix=_ASIDE
+  )
   try:
     with os.fdopen(handle, 'wb') as file:
       file.write(data)
@@ -33,6 +37,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   such a class name must not cost the whole file.
   """
   write_bytes(path, text.encode('utf-8', 'backslashreplace'))
+
+
+def sweep(folder: str | os.PathLike) -> None:
+  """Removes what writers that were killed left aside in a folder."""
+  for path in pathlib.Path(folder).glob(f'.*{_ASIDE}'):
+    path.unlink(missing_ok=True)
 
 
 def _mode(path: pathlib.Path) -> int:

@@ -1,5 +1,6 @@
 """Optimisers and schedules that stretch with the number of steps."""
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -82,10 +83,13 @@ def _schedule(
   if schedule == 'cosine':
     main = optax.cosine_decay_schedule(peak, rest)
   elif schedule == 'halving':
+    # Where steps are few, several halvings fall on one step.
     every = num_steps / (halvings + 1)
+    ends = collections.Counter(
+      round(every * (i + 1)) - warmup for i in range(halvings)
+    )
     main = optax.piecewise_constant_schedule(
-      peak,
-      {round(every * (i + 1)) - warmup: 0.5 for i in range(halvings)},
+      peak, {step: 0.5**count for step, count in ends.items()}
     )
   else:
     main = optax.constant_schedule(peak)

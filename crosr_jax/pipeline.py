@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
+import crosr_jax
 from crosr_jax import (
   checkpoint,
   data,
@@ -41,6 +42,15 @@ PUBLISHED: dict[str, dict[str, Any]] = {
   'crosr_published': {'vector': 'joint', 'scaling': 'none', 'tail_size': 20},
   'crosr_y': {'vector': 'logits', 'scaling': 'none', 'tail_size': 100},
   'openmax': {'vector': 'logits', 'scaling': 'none', 'tail_size': 20},
+}
+# What each row of the report is scored with: a method of the scorer.
+_FORMULAS = {
+  'crosr': 'crosr',
+  'crosr_published': 'crosr',
+  'crosr_y': 'crosr_y',
+  'openmax': 'openmax',
+  'softmax': 'softmax',
+  'max_logit': 'max_logit',
 }
 # Sections that a workdir is bound to.
 BINDING = ('data', 'model', 'train', 'seed')
@@ -81,6 +91,8 @@ def run(
   # What is used last is looked at first: a typo must not cost a training.
   weibull.check_recipe(**config.weibull)
   scorer.check_fields(**config.scorer)
+  if not 0 <= config.seed < 2**32:
+    raise types.UsageError(f'seed must be in 0..2^32 - 1, got {config.seed}')
   with _opened(config, workdir):
     benchmark = data.load(seed=config.seed, **config.data)
     model = models.build(
@@ -132,6 +144,8 @@ def _opened(
     raise types.UsageError(
       f'--workdir={workdir} cannot be written: {error.strerror}'
     ) from None
+  for folder in (workdir, workdir / 'figures'):
+    files.sweep(folder)
   _bind(config, workdir)
   handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
   logging.getLogger().addHandler(handler)
@@ -154,7 +168,8 @@ def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """Raises where the workdir was made with another config."""
   path = workdir / 'config.json'
   bound = _bound(config)
-  if not path.exists():
+  # Only what was trained binds: a typo that stopped the run must not.
+  if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
     files.write_text(path, json.dumps(bound, indent=2))
     return
   try:
@@ -193,8 +208,6 @@ def _score(
   }
   recipes = {'crosr': dict(config.weibull), **PUBLISHED}
   fitted, notes = _fit(parts['train'], benchmark.class_names, recipes)
-  formulas = {name: name for name in [*recipes, 'softmax', 'max_logit']}
-  formulas['crosr_published'] = 'crosr'
   scores = {
     name: {
       part: scorer.score(
@@ -202,7 +215,7 @@ def _score(
       )
       for part, found in parts.items()
     }
-    for name, formula in formulas.items()
+    for name, formula in _FORMULAS.items()
   }
   thresholds = {
     name: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
@@ -232,10 +245,12 @@ def _fit(
     warnings.simplefilter('always', UserWarning)
     for name, fields in recipes.items():
       fitted[name] = weibull.fit(known, class_names=class_names, **fields)
-      notes += [f'{name}: {warning.message}' for warning in caught]
+      for warning in caught:
+        logging.warning('%s: %s', name, warning.message)
+        # NumPy's own warnings are of another kind, and no matter of the data.
+        if warning.category is UserWarning:
+          notes.append(f'{name}: {warning.message}')
       caught.clear()
-  for note in notes:
-    logging.warning('%s', note)
   return fitted, notes
 
 
@@ -297,7 +312,7 @@ def _against(benchmark: data.Benchmark, name: str, scored: Scored) -> dict:
       test.label,
       np.append(_closed(test), _closed(scored.parts[name])),
       threshold=scored.thresholds[method],
-      is_probability=method != 'max_logit',
+      is_probability=scorer.METHODS[_FORMULAS[method]].is_probability,
     )
     for method, found in scored.scores.items()
   }
@@ -398,6 +413,9 @@ def _flat(section: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-  packages = ('crosr_jax', 'jax', 'flax', 'optax', 'numpy', 'scipy')
-  found = {name: importlib.metadata.version(name) for name in packages}
-  return {'python': platform.python_version(), **found}
+  packages = ('jax', 'flax', 'optax', 'numpy', 'scipy')
+  return {
+    'python': platform.python_version(),
+    'crosr_jax': crosr_jax.__version__,
+    **{name: importlib.metadata.version(name) for name in packages},
+  }

@@ -21,7 +21,7 @@ DECISIONS = ('argmax', 'half', 'tpr95')
 
 # Log-odds beyond it go on logarithmically, so that float32 neither overflows
 # nor ties; up there the two scales meet to less than one ulp.
-LARGEST_LOG_ODDS = 1e30
+LARGEST_LOG_ODDS = 1e20
 # Up to this K * D, distances are sums of squared differences, which cancel
 # nothing; above, a matmul, and such sums for the nearest classes alone.
 _DIRECT = 16_384
@@ -94,6 +94,13 @@ def score(
     _program, method=method, alpha=min(alpha, num_classes), k=num_classes
   )
   probability, unknown_score = _by_blocks(program, a, fitted, num_classes)
+  if not np.isfinite(unknown_score).all():
+    row = np.flatnonzero(~np.isfinite(unknown_score))[0]
+    raise types.UserError(
+      f'features of sample {row} are too large for float32 (they reach '
+      f'{np.abs(a[row]).max():g}, and their distances overflow); divide all '
+      'features by one number before fit and score'
+    )
   column = np.argmax(probability, axis=1)
   return types.Scores(
     probability=probability,
@@ -188,7 +195,7 @@ def _distances(a: Array, fitted: _Fitted) -> Array:
     - 2.0 * product
   )
   # What is left of two large squares near a class mean has few true digits.
-  _, nearest = jax.lax.top_k(-square, _NEAREST)
+  _, nearest = jax.lax.top_k(-square, min(_NEAREST, square.shape[1]))
   exact = jax.lax.map(
     lambda i: jnp.sum(jnp.square(x - fitted.mav[i]), axis=1), nearest.T
   )
@@ -281,7 +288,7 @@ def _by_blocks(
 ) -> tuple[np.ndarray, ...]:
   """Runs a program over [N, D] in blocks of one size, the last one padded."""
   widest = max(num_classes, a.shape[1])
-  rows = min(_ROWS, 1 << max(_CELLS // widest, 8).bit_length() - 1)
+  rows = min(_ROWS, 1 << (max(_CELLS // widest, 8).bit_length() - 1))
   parts = []
   for start in range(0, max(len(a), 1), rows):
     block = a[start : start + rows]

@@ -26,7 +26,8 @@ class Engine(NamedTuple):
   """A replica step on every device."""
 
   place: Callable[[Any], Any]  # state -> state on the devices
-  step: ReplicaStep  # donates the placed state it is given
+  # Donates the placed state it is given; metrics have one element each.
+  step: ReplicaStep
   fetch: Callable[[Any], Any]  # placed state -> NumPy
 
 
@@ -63,13 +64,16 @@ def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
   mapped = jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0)
 
   def place(state: Any) -> Any:
-    stacked = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * n), state)
+    stacked = jax.tree.map(
+      lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), state
+    )
     return jax.device_put(stacked, NamedSharding(mesh, P(layers.AXIS)))
 
   def run(state: Any, batch: Any) -> tuple[Any, Any]:
     split = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
     state, metrics = mapped(state, split)
-    return state, jax.tree.map(lambda x: x[0], metrics)
+    # Indexing would move every number of every step between the devices.
+    return state, jax.tree.map(lambda x: x.addressable_data(0), metrics)
 
   def fetch(state: Any) -> Any:
     # asarray once more: indexing turns a scalar into np.int32, no array.
@@ -119,6 +123,12 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
   mesh = Mesh(np.array(jax.local_devices()), (layers.AXIS,))
   rows, whole = NamedSharding(mesh, P(layers.AXIS)), NamedSharding(mesh, P())
   return jax.jit(fn, in_shardings=(whole, rows), out_shardings=rows)
+
+
+def replicate(tree: Any) -> Any:
+  """A copy on every device, for `forward` to be called with many times."""
+  mesh = Mesh(np.array(jax.local_devices()), (layers.AXIS,))
+  return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 def num_devices() -> int:

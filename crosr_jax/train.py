@@ -363,7 +363,10 @@ class _Journal:
     Raises:
       UserError: where a loss or a gradient is not finite.
     """
-    steps = jax.device_get(self._pending)
+    steps = [
+      {name: np.asarray(x).item() for name, x in metrics.items()}
+      for metrics in self._pending
+    ]
     for i, metrics in enumerate(steps):
       if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
         raise types.UserError(
@@ -415,7 +418,7 @@ class _Journal:
 def _accuracy(
   model: dhrnet.DHRNet, samples: splits.Labelled, state: TrainState
 ) -> float:
-  """Closed-set accuracy in evaluation mode; NaN of nothing."""
+  """Closed-set accuracy in evaluation mode."""
   found = features.extract(model, state.variables, samples.image, samples.label)
   return float(np.mean(np.argmax(found.logits, axis=1) == found.label))
 

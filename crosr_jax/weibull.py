@@ -8,6 +8,7 @@ by block. Source of the recipe: CROSR, section 3, and LibMR's `fit_high`.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,9 +40,9 @@ def fit(
     vector: 'logits', or 'joint' for logits and latent side by side.
     scaling: what a coordinate is divided by: 'none', 'std' (its deviation
       over all correct samples) or 'within_class' (pooled, around the class
-      means). Dead coordinates, those that hardly move in training, are
-      divided by the whole deviation of their block, so that none of them can
-      decide alone.
+      means). Dead coordinates, those below 1e-3 of the median deviation in
+      their block (logits or latent), are divided by that median, so that none
+      of them can decide alone.
     tail_size: number of largest distances per class; 0 = use `tail_share`.
     tail_share: share of the class instead, at least 20; 0 = use `tail_size`.
     class_names: what errors and warnings call the classes; default 0..K-1.
@@ -147,9 +148,15 @@ def fit_tails(
   _check_tail(tail_size, tail_share)
   if not (np.isfinite(translate) and translate > 0):
     raise types.UsageError(f'translate must be above 0, got {translate}')
-  rows = [np.asarray(row, np.float64).ravel() for row in distances]
-  if not rows:
+  if not len(distances):
     raise types.UserError('no class to fit: distances is empty')
+  # An array stays one: for 1,000 classes, rows alone would cost as much as the
+  # fit.
+  rows: Any = distances
+  if isinstance(distances, np.ndarray):
+    rows = np.asarray(distances, np.float64).reshape(len(distances), -1)
+  else:
+    rows = [np.asarray(row, np.float64).ravel() for row in distances]
   count = np.array([len(row) for row in rows])
   _check_counts(count)
   wanted = _tail_counts(count, tail_size, tail_share)
@@ -233,19 +240,19 @@ class _Tails:
     return tail
 
 
-def _largest(rows: Sequence[np.ndarray], size: np.ndarray) -> np.ndarray:
+def _largest(rows: Any, size: np.ndarray) -> np.ndarray:
   """The size[k] largest values of each row, [K, t], filled up with NaN."""
-  for k, row in enumerate(rows):
-    # A sum is finite only if every term is; the costly look is for the rest.
-    if not np.isfinite(row.sum()):
-      _check_finite(row, f'class {k}: distances')
-  length = len(rows[0])
-  if np.all(size == size[0]) and all(len(row) == length for row in rows):
-    start = length - size[0]
-    return np.partition(np.stack(rows), start, axis=1)[:, start:]
+  # A sum is finite only if every term is; the costly look is for the rest.
+  is_array = isinstance(rows, np.ndarray)
+  sums = rows.sum(axis=1) if is_array else [row.sum() for row in rows]
+  for bad in np.flatnonzero(~np.isfinite(sums)):
+    _check_finite(rows[bad], f'class {bad}: distances')
+  if is_array:
+    start = rows.shape[1] - size[0]
+    return np.partition(rows, start, axis=1)[:, start:]
   tail = np.full((len(rows), size.max()), np.nan)
-  for k, (row, n) in enumerate(zip(rows, size, strict=True)):
-    tail[k, :n] = np.partition(row, len(row) - n)[len(row) - n :]
+  for k, row in enumerate(rows):
+    tail[k, : size[k]] = np.partition(row, -size[k])[-size[k] :]
   return tail
 
 
@@ -256,10 +263,11 @@ def _correct(
   for features in blocks():
     _check_features(features)
     label = np.asarray(features.label)
-    right = np.argmax(features.logits, axis=1) == label
+    logits = np.asarray(features.logits)
+    right = np.argmax(logits, axis=1) == label
     a = activation_vector(features, vector)
     _check_finite(a, 'features')
-    yield a[right], label[right].astype(np.int64), features.logits.shape[1]
+    yield a[right], label[right].astype(np.int64), logits.shape[1]
 
 
 def _class_means(blocks: Blocks, vector: str) -> tuple[np.ndarray, np.ndarray]:
@@ -303,14 +311,14 @@ def _feature_scale(
     return scale, dead
   within, overall = _deviations(blocks, vector, count, mav)
   chosen = overall if scaling == 'std' else within
+  unit = 1.0
   for block in (slice(0, num_classes), slice(num_classes, width)):
-    if not overall[block].size:
-      continue
-    whole = np.sqrt(np.mean(np.square(overall[block])))
-    dead[block] = chosen[block] <= DEAD_SHARE * whole
-    # A block that never moves at all has no unit of its own: leave it.
-    instead = whole if whole > 0 else 1.0
-    scale[block] = np.where(dead[block], instead, chosen[block])
+    moving = overall[block][overall[block] > 0]
+    # The median: one wild coordinate must not make the others look dead. A
+    # block that never moves takes the unit of the logits.
+    unit = float(np.median(moving)) if len(moving) else unit
+    dead[block] = chosen[block] <= DEAD_SHARE * unit
+    scale[block] = np.where(dead[block], unit, chosen[block])
   return scale, dead
 
 
@@ -329,12 +337,12 @@ def _deviations(
 def _tail_counts(
   count: np.ndarray, tail_size: int, tail_share: float
 ) -> np.ndarray:
-  """Distances asked for per class, [K]; a size may ask for more than there."""
+  """Distances asked for per class, [K], which may be more than there are."""
   if tail_size:
     return np.full(len(count), tail_size)
   # 1e-9: a share of 5 % of 400 is 20, whatever floating point makes of it.
   share = np.ceil(tail_share * count - 1e-9).astype(np.int64)
-  return np.minimum(np.maximum(share, SMALLEST_SHARED_TAIL), count)
+  return np.maximum(share, SMALLEST_SHARED_TAIL)
 
 
 def _maximum_likelihood(

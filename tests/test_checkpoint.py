@@ -76,8 +76,8 @@ def test_every_damaged_file_is_noticed(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
       state, _ = _restore(workdir)
     assert state['step'] == 1, name
-    told = 'checkpoint 2 is damaged (' + str(target.relative_to(
-      workdir / 'checkpoints' / '2'))  # fmt: skip
+    name = target.relative_to(workdir / 'checkpoints' / '2')
+    told = f'checkpoint 2 cannot be trusted ({name} is damaged)'
     assert any(m.startswith(told) for m in caplog.messages)
     # Set aside, not lost; and its step can be saved again.
     assert (workdir / 'damaged' / '2').is_dir()
@@ -104,21 +104,91 @@ def test_all_damaged_is_an_error_and_nothing_is_lost(tmp_path):
     target = _files(tmp_path, step)[0]
     target.write_bytes(target.read_bytes() + b'x')
   for _ in range(2):
-    with pytest.raises(ValueError, match=r'every checkpoint .* is damaged'):
+    with pytest.raises(ValueError, match=r'no checkpoint in .* can be trusted'):
       _restore(tmp_path)
   assert _files(tmp_path, 1) and _files(tmp_path, 2)
 
 
-def test_unfinished_checkpoints_do_not_count(tmp_path, caplog):
-  # Killed between the last file and the digests, or while digests are written.
+def test_lost_digests_cost_nothing(tmp_path):
+  # As after a copy that left the folder out.
   _save(tmp_path, 1, 2)
-  (tmp_path / 'digests' / '2.json').unlink()
-  with caplog.at_level(logging.INFO):
+  (tmp_path / 'digests').rename(tmp_path / 'elsewhere')
+  with pytest.raises(ValueError, match=r'no checkpoint .* bring one back'):
+    _restore(tmp_path)
+  (tmp_path / 'elsewhere').rename(tmp_path / 'digests')
+  assert _restore(tmp_path)[0]['step'] == 2
+
+
+@pytest.mark.parametrize('keep', [1, 3])
+def test_unfinished_ones_do_not_count(tmp_path, caplog, keep, monkeypatch):
+  # Killed between the last file of a checkpoint and its digests.
+  _save(tmp_path, 1, keep=keep)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, '_sha256', lambda _: 1 / 0)
+    with (
+      checkpoint.Checkpoints(tmp_path / 'new', keep) as checkpoints,
+      pytest.raises(ZeroDivisionError),
+    ):
+      checkpoints.save(2, _state(2), {})
+  (tmp_path / 'new' / 'checkpoints' / '2').rename(
+    tmp_path / 'checkpoints' / '2'
+  )
+  with caplog.at_level(logging.WARNING):
     assert _restore(tmp_path)[0]['step'] == 1
-  assert 'checkpoint 2 was not finished: dropped' in caplog.messages
+  told = 'checkpoint 2 cannot be trusted (it was not finished)'
+  assert any(m.startswith(told) for m in caplog.messages)
   _save(tmp_path, 2)
-  (tmp_path / 'digests' / '2.json').write_text('{"a"')
+  assert _restore(tmp_path)[0]['step'] == 2
+
+
+@pytest.mark.parametrize('text', ['{"a"', '[1]', '7', ''])
+def test_damaged_digests(tmp_path, text):
+  _save(tmp_path, 1, 2)
+  (tmp_path / 'digests' / '2.json').write_text(text)
   assert _restore(tmp_path)[0]['step'] == 1
+
+
+def test_killed_while_the_first_is_written(tmp_path):
+  _save(tmp_path, 1)
+  (tmp_path / 'digests' / '1.json').unlink()
+  assert _restore(tmp_path) is None
+  assert (tmp_path / 'damaged' / '1').is_dir()
+  _save(tmp_path, 1)
+  assert _restore(tmp_path)[0]['step'] == 1
+
+
+def test_what_killed_writers_leave_is_swept(tmp_path):
+  _save(tmp_path, 1)
+  (tmp_path / 'digests' / '.2.json.abc.aside').touch()
+  (tmp_path / 'checkpoints' / '7.orbax-checkpoint-tmp').mkdir()
+  _save(tmp_path, 2)
+  names = [path.name for path in tmp_path.rglob('*')]
+  assert [n for n in names if 'aside' in n or 'checkpoint-tmp' in n] == []
+
+
+@pytest.mark.parametrize(
+  'like',
+  [
+    {'w': np.zeros((4, 2), np.float32), 'step': np.zeros((), np.int32)},
+    {'v': np.zeros((3, 2), np.float32), 'step': np.zeros((), np.int32)},
+  ],
+)
+def test_checkpoint_of_another_net(tmp_path, like):
+  _save(tmp_path, 1)
+  with (
+    checkpoint.Checkpoints(tmp_path, 3) as checkpoints,
+    pytest.raises(ValueError, match=r'step 1 .* is of another net'),
+  ):
+    checkpoints.restore(like)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+  (tmp_path / 'digests').write_text('')
+  with (
+    checkpoint.Checkpoints(tmp_path, 3) as checkpoints,
+    pytest.raises(ValueError, match=r'checkpoint of step 1 cannot be written'),
+  ):
+    checkpoints.save(1, _state(1), {})
 
 
 def _models(generator):

@@ -112,6 +112,8 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
     ({'made_unknowns': ('nose',)}, "did you mean 'noise'"),
     ({'calibrate_share': 0.0}, 'data.calibrate_share leaves that part without'),
     ({'test_share': 0.001}, 'data.test_share leaves that part without'),
+    ({'unknown_classes': (7.0,)}, 'unknown_classes: 7.0 is no class'),
+    ({'evaluation_seed': -1}, r'data.evaluation_seed .* got -1'),
     ({'max_unknown': 0}, 'max_unknown must be at least 1'),
   ],
 )

@@ -122,7 +122,7 @@ def test_damaged_checkpoint_falls_back(run, finished):
     '--config.scorer.decision=tpr95',
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
-  assert 'checkpoint 150 is damaged' in process.stderr
+  assert 'checkpoint 150 cannot be trusted' in process.stderr
   assert 'restored the checkpoint of step 120' in process.stderr
   after = _figures(finished)
   for report in (before, after):
@@ -189,6 +189,13 @@ def test_usage_errors(run, tmp_path, arguments, words):
   if arguments and not any(a.startswith('--workdir') for a in arguments):
     arguments = [*arguments, f'--workdir={tmp_path / "w"}']
   _fails(run(*arguments), 2, *words)
+
+
+def test_a_typo_does_not_bind_the_workdir(run, tmp_path):
+  workdir = f'--workdir={tmp_path / "w"}'
+  _fails(run(*_SMALL, workdir, '--config.train.momentum=2'), 2, 'momentum')
+  _fails(run(*_SMALL, workdir, '--config.seed=-1'), 2, 'seed must be', '-1')
+  assert run(*_SMALL, workdir).returncode == 0
 
 
 def test_config_with_a_mistake(run, tmp_path):

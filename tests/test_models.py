@@ -157,6 +157,12 @@ def test_dropout_belongs_to_the_sample():
   )
 
 
+def test_dropout_of_almost_everything():
+  keys = jax.random.split(jax.random.key(1), 2)
+  out = layers.Dropout(0.999999).apply({}, jnp.ones((2, 100)), keys)
+  assert np.isfinite(out).all()
+
+
 def test_odd_sizes_pool_every_pixel():
   x = jnp.zeros((1, 7, 7, 1)).at[0, 6, 6, 0].set(5.0)
   pooled = layers.max_pool(x)

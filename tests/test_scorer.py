@@ -67,7 +67,11 @@ def _reference(features, model, method, alpha=10):
 
 
 @pytest.mark.parametrize('method', _FITTED)
-@pytest.mark.parametrize(('k', 'width'), [(5, 7), (2, 3), (10, 96), (150, 120)])
+@pytest.mark.parametrize(
+  ('k', 'width'),
+  # Direct distances up to K D = 16,384; the matmul for the last three.
+  [(5, 7), (2, 3), (10, 96), (150, 120), (2, 9000), (5, 4000)],
+)
 def test_equals_float64(method, k, width):
   features, model = _model_for(method, k=k, width=width)
   scores = scorer.score(features, model, method=method, alpha=min(10, k))
@@ -78,8 +82,10 @@ def test_equals_float64(method, k, width):
     scorer.distances(features, model), distance, rtol=1e-5
   )
   np.testing.assert_allclose(scores.probability, probability, atol=1e-5)
-  sane = np.abs(log_odds) < 12  # beyond, float64's own 1 - w has no digits
-  assert sane.any()
+  # Beyond, float64's own 1 - w has no digits; of thousands of coordinates,
+  # some are always that far out.
+  sane = np.abs(log_odds) < 12
+  assert sane.any() or width > 1000
   np.testing.assert_allclose(
     scores.unknown_score[sane], log_odds[sane], rtol=2e-3, atol=2e-3
   )
@@ -109,8 +115,9 @@ def test_distances_of_samples_near_a_mean_keep_their_digits():
 
 
 @pytest.mark.parametrize('method', scorer.METHODS)
-def test_a_score_is_its_own(method):
-  features, model = _model_for(method, n=300)
+@pytest.mark.parametrize(('k', 'width'), [(5, 7), (150, 120)])
+def test_a_score_is_its_own(method, k, width):
+  features, model = _model_for(method, n=300, k=k, width=width)
   whole = scorer.score(features, model, method=method)
   for rows in ([7], [299], [3, 7, 200], range(100, 300)):
     part = types.Features(*(x[rows] for x in features[:3]))
@@ -210,7 +217,7 @@ def test_crosr_by_hand():
   )
 
 
-@pytest.mark.parametrize('shape', [1.0, 30.0, 1e4, 1e7])
+@pytest.mark.parametrize('shape', [1.0, 30.0, 1e4, 1e7, 1e9])
 def test_unknown_score_never_saturates(shape):
   # From deep inside every tail to far outside, every step counts.
   model = types.WeibullModel(
@@ -223,7 +230,9 @@ def test_unknown_score_never_saturates(shape):
     np.full(2, 20),
     np.zeros(3, bool),
   )
-  out = np.concatenate([np.linspace(0.01, 2.2, 50), np.geomspace(2.3, 1e6, 50)])
+  out = np.concatenate(
+    [np.linspace(0.01, 2.2, 50), np.geomspace(2.3, 1e15, 50)]
+  )
   features = types.Features(
     np.zeros((100, 2), np.float32),
     out[:, None].astype(np.float32),
@@ -282,6 +291,22 @@ def test_bad_features():
   narrow = _problem(0, width=6)[0]
   with pytest.raises(ValueError, match='width 12, the features have 5 and 11'):
     scorer.score(narrow, model)
+
+
+def test_features_beyond_float32_are_an_error():
+  features, model = _problem(0)
+  features.logits[4] = 1e30
+  with pytest.raises(ValueError, match=r'sample 4 are too large .*1e.30'):
+    scorer.score(features, model)
+
+
+def test_lists_will_do():
+  features, model = _problem(0)
+  lists = types.Features(*(x.tolist() for x in features[:3]))
+  for a, b in zip(
+    scorer.score(lists, model), scorer.score(features, model), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_no_samples():

@@ -171,6 +171,27 @@ def test_halving_halves_at_equal_distances():
   )
 
 
+def test_more_halvings_than_steps():
+  fields = {**_RULE, 'schedule': 'halving', 'warmup_share': 0.0, 'halvings': 19}
+  _, rate = optimizer.build(10, **fields)
+  np.testing.assert_allclose(float(rate(10)), 0.05 / 2**19, rtol=1e-5)
+  np.testing.assert_allclose(float(rate(0)), 0.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize('parallel', sharding.PARALLEL)
+def test_the_state_that_is_handed_in_stays(parallel):
+  engine = sharding.engine(
+    lambda state, batch: (state + 1, {'n': state[0]}), parallel=parallel
+  )
+  for state in (np.arange(6, dtype=np.float32), jnp.arange(6.0)):
+    placed = engine.place(state)
+    for i in range(3):
+      placed, metrics = engine.step(placed, np.zeros((8, 1), np.float32))
+      assert np.asarray(metrics['n']).item() == i
+    np.testing.assert_array_equal(state, np.arange(6.0))
+    np.testing.assert_array_equal(engine.fetch(placed), np.arange(6.0) + 3)
+
+
 @pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
 def test_decay_spares_biases(name):
   rule, _ = optimizer.build(

@@ -126,6 +126,12 @@ def test_order_and_small_values_do_not_matter(generator):
   )
 
 
+def test_a_share_of_too_small_a_class_warns():
+  with pytest.warns(UserWarning, match=r'a tail of 20 .*: 1 \(12\)'):
+    weibull.fit_tails([np.arange(400.0), np.arange(12.0)], tail_share=0.05)
+
+
+@pytest.mark.filterwarnings('ignore:a tail of 20')
 @pytest.mark.parametrize(
   ('count', 'share', 'expected'),
   [(400, 0.05, 20), (401, 0.05, 21), (1000, 0.05, 50), (100, 0.05, 20),
@@ -238,8 +244,17 @@ def test_dead_coordinates_cannot_decide_alone(generator):
   # Moved by one deviation of its block, it adds 1 to a squared distance, as
   # any other coordinate would; floored at 1e-3 it would add a million.
   _, scale, _ = _reference(features, 'std')
-  overall = np.sqrt(np.mean(scale[k:] ** 2))
-  np.testing.assert_allclose(fitted.feature_scale[k + 2], overall, rtol=1e-9)
+  others = np.delete(scale[k:], 2)
+  np.testing.assert_allclose(
+    fitted.feature_scale[k + 2], np.median(others), rtol=1e-9
+  )
+
+
+def test_one_wild_coordinate_does_not_silence_its_block(generator):
+  features = _features(generator)
+  features.latent[:, 1] *= 1e5
+  fitted = weibull.fit(features, scaling='within_class', tail_size=20)
+  assert not fitted.dead.any()
 
 
 def test_a_block_that_never_moves(generator):
@@ -247,8 +262,21 @@ def test_a_block_that_never_moves(generator):
   features.latent[:] = 0.0
   fitted = weibull.fit(features, scaling='std', tail_size=20)
   assert fitted.dead[4:].all()
-  assert np.isfinite(fitted.feature_scale).all()
-  assert (fitted.feature_scale > 0).all()
+  # It has no unit of its own, and takes that of the logits.
+  np.testing.assert_allclose(
+    fitted.feature_scale[4:], np.median(fitted.feature_scale[:4])
+  )
+
+
+def test_lists_will_do(generator):
+  features = _features(generator)
+  lists = types.Features(*(x.tolist() for x in features[:3]))
+  for a, b in zip(
+    weibull.fit(lists, tail_size=20)[1:],
+    weibull.fit(features, tail_size=20)[1:],
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_no_latent_is_logits_alone(generator):

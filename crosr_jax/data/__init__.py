@@ -72,6 +72,10 @@ def load(
   types.check_choice('data.name', name, sources.SOURCES)
   for made in made_unknowns:
     types.check_choice('data.made_unknowns', made, unknowns.MAKERS)
+  if not 0 <= evaluation_seed < 2**32:
+    raise types.UsageError(
+      f'data.evaluation_seed must be in 0..2^32 - 1, got {evaluation_seed}'
+    )
   if max_unknown < 1:
     raise types.UsageError(
       f'data.max_unknown must be at least 1, got {max_unknown}'

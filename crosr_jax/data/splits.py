@@ -1,5 +1,6 @@
 """Known and unknown classes, and held-out parts. N samples, K known classes."""
 
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def by_class(
   num_classes = len(source.class_names)
   unknown = set(unknown_classes)
   for k in unknown:
-    if k not in range(num_classes):
+    if not isinstance(k, int) or k not in range(num_classes):
       raise types.UsageError(
         f'data.unknown_classes: {k} is no class, choose from '
         f'0..{num_classes - 1}'
@@ -79,7 +80,8 @@ def hold_out(
   """
   if not 0 <= share < 1:
     raise types.UsageError(f'data.{field} must be in [0, 1), got {share}')
-  generator = np.random.default_rng(seed)
+  # By field: the parts are drawn from streams of their own.
+  generator = np.random.default_rng([seed, zlib.crc32(field.encode())])
   taken = np.zeros(len(samples.label), bool)
   for k in np.unique(samples.label):
     member = np.flatnonzero(samples.label == k)

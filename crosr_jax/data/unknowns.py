@@ -3,6 +3,7 @@
 None of these is seen in training, nor by any threshold.
 """
 
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ def sample(image: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def noise(like: np.ndarray, seed: int) -> np.ndarray:
   """Uniform noise, every pixel on its own, in the shape of `like`."""
-  generator = np.random.default_rng(seed)
+  generator = np.random.default_rng([seed, zlib.crc32(b'noise')])
   return generator.integers(0, 256, like.shape, np.uint8)
 
 

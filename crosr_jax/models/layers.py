@@ -69,7 +69,7 @@ class Dropout(nn.Module):
       bits = jax.random.bits(
         jax.random.fold_in(key, layer), x.shape[1:], jnp.uint16
       )
-      return bits >= jnp.uint16(round(self.rate * 65536))
+      return bits >= jnp.uint16(min(round(self.rate * 65536), 65535))
 
     return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
 
