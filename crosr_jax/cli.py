@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import inspect
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -47,16 +48,34 @@ def run(main: Callable[[], None]) -> NoReturn:
       sys.exit(0)
     _parse()
     main()
+    sys.stdout.flush()
   except types.UserError as error:
     _end(str(error), error.exit_code)
   except flags.Error as error:
     _end(str(error), types.UsageError.exit_code)
+  except BrokenPipeError:
+    # `| head`: whoever read has left, and the rest is not wanted.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
   except OSError as error:
     # A full disk, a folder without permission: nothing a traceback explains.
     name = f'{error.filename}: ' if error.filename else ''
-    _end(f'{name}{error.strerror or error}', types.UserError.exit_code)
+    reason = f'{name}{error.strerror or error}'
+    _end(
+      f'{reason}; mend that and run the same command again',
+      types.UserError.exit_code,
+    )
   except KeyboardInterrupt:
     _end('interrupted; the same command goes on from the last checkpoint', 130)
+  except Exception as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    reason = str(error).partition('\n')[0]
+    _end(
+      f'out of memory on the device ({reason}); lower train.batch_size or '
+      'model.width',
+      types.UserError.exit_code,
+    )
   sys.exit(0)
 
 
@@ -84,9 +103,14 @@ def _parse() -> None:
 def _load(value: str) -> config_dict.ConfigDict:
   """The config as its file has it; `value` is of --config."""
   path, variant = _split_variant(value)
-  if not pathlib.Path(path).is_file():
+  if value.endswith(':'):
     raise types.UsageError(
-      f'--{_CONFIG_FLAG}={value}: there is no file {path!r}{_nearest(path)}'
+      f'--{_CONFIG_FLAG}={value}: no variant after the colon, leave it out'
+    )
+  if not pathlib.Path(path).is_file():
+    there = 'is a folder' if pathlib.Path(path).is_dir() else 'is no file'
+    raise types.UsageError(
+      f'--{_CONFIG_FLAG}={value}: {path!r} {there}{_nearest(path)}'
     )
   try:
     spec = importlib.util.spec_from_file_location('config', path)
@@ -111,13 +135,18 @@ def _load(value: str) -> config_dict.ConfigDict:
 
 def _value_of_config() -> str:
   """What --config was given, as one word or two."""
-  value, argv = '', sys.argv
+  values, argv = [], sys.argv
   for i, argument in enumerate(argv):
     if match := re.fullmatch(rf'--?{_CONFIG_FLAG}=(.*)', argument):
-      value = match[1]
+      values.append(match[1])
     elif re.fullmatch(rf'--?{_CONFIG_FLAG}', argument):
-      value = argv[i + 1] if i + 1 < len(argv) else ''
-  if not value:
+      values += argv[i + 1 : i + 2]
+  if len(values) > 1:
+    raise types.UsageError(
+      f'--{_CONFIG_FLAG} is given more than once: {", ".join(values)}'
+    )
+  value = values[0] if values else ''
+  if not value or value.startswith('-'):
     raise types.UsageError(
       f'--{_CONFIG_FLAG} is needed, for example '
       f'--{_CONFIG_FLAG}=configs/digits.py'
@@ -133,7 +162,9 @@ def _split_variant(value: str) -> tuple[str, str]:
 def _nearest(path: str) -> str:
   """A hint at the file that was meant."""
   folder = pathlib.Path(path).parent
-  names = [str(p) for p in folder.glob('*.py')] if folder.is_dir() else []
+  names = [
+    str(p) for p in folder.glob('*.py') if p.stem not in ('common', '__init__')
+  ]
   near = difflib.get_close_matches(path, names, 1)
   return f'; did you mean {near[0]}?' if near else ''
 
@@ -217,6 +248,8 @@ def _set_up_logging() -> None:
   logging.basicConfig(
     level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True
   )
+  # A log file on a full disk must not print tracebacks of its own.
+  logging.raiseExceptions = False
   # Orbax tells every file it opens, JAX every back end it does not find.
   for name in ('absl', 'jax', 'orbax', 'matplotlib', 'PIL'):
     logging.getLogger(name).setLevel(logging.ERROR)

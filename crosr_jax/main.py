@@ -28,7 +28,7 @@ def main() -> None:
   from crosr_jax import pipeline
 
   name = cli.config_name()
-  workdir = pathlib.Path(_WORKDIR.value or pathlib.Path('runs') / name)
+  workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}').expanduser()
   result = pipeline.run(_CONFIG.value, name, workdir)
   print(_summary(result))
   print(f'Report: {workdir / "report.html"}')

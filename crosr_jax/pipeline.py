@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import platform
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -88,12 +89,8 @@ def run(
     ValueError: where a field or the workdir cannot be used, or a stage fails;
       one line that names the value and the way out.
   """
-  # What is used last is looked at first: a typo must not cost a training.
-  weibull.check_recipe(**config.weibull)
-  scorer.check_fields(**config.scorer)
-  if not 0 <= config.seed < 2**32:
-    raise types.UsageError(f'seed must be in 0..2^32 - 1, got {config.seed}')
-  with _opened(config, workdir):
+  _check(config)
+  with _opened(config, name, workdir):
     benchmark = data.load(seed=config.seed, **config.data)
     model = models.build(
       len(benchmark.class_names),
@@ -109,6 +106,7 @@ def run(
       parallel=config.parallel,
       **config.train,
     )
+    logging.info('fitting and scoring')
     scored = _score(config, benchmark, model, trained)
     checkpoint.save_fitted(
       workdir, scored.fitted, _model_info(config, benchmark, model, scored)
@@ -117,6 +115,7 @@ def run(
     material = None
     if config.report.pictures:
       material = _material(benchmark, model, trained, scored)
+    logging.info('writing the report')
     report.write(
       workdir,
       result,
@@ -129,7 +128,7 @@ def run(
 
 @contextlib.contextmanager
 def _opened(
-  config: config_dict.ConfigDict, workdir: pathlib.Path
+  config: config_dict.ConfigDict, name: str, workdir: pathlib.Path
 ) -> Iterator[None]:
   """Makes the workdir, binds it to the config, and keeps a log in it."""
   if config.deterministic:
@@ -142,18 +141,25 @@ def _opened(
     handler = logging.FileHandler(workdir / 'run.log')
   except OSError as error:
     raise types.UsageError(
-      f'--workdir={workdir} cannot be written: {error.strerror}'
+      f'--workdir={workdir} cannot be written: {error.strerror}; take another'
     ) from None
   for folder in (workdir, workdir / 'figures'):
     files.sweep(folder)
   _bind(config, workdir)
   handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
   logging.getLogger().addHandler(handler)
+  logging.info(
+    'crosr_jax %s: %s in %s, on %d x %s',
+    *(crosr_jax.__version__, name, workdir),
+    *(sharding.num_devices(), jax.devices()[0].device_kind),
+  )
   try:
     yield
   except types.UserError as error:
-    # The console tells it too, but not with the time.
     handler.emit(_record(f'error: {error}'))
+    raise
+  except Exception:
+    handler.emit(_record(traceback.format_exc()))
     raise
   finally:
     logging.getLogger().removeHandler(handler)
@@ -162,6 +168,27 @@ def _opened(
 
 def _record(message: str) -> logging.LogRecord:
   return logging.LogRecord('', logging.ERROR, '', 0, message, None, None)
+
+
+def _check(config: config_dict.ConfigDict) -> None:
+  """Looks first at what is used last: a typo must not cost a training."""
+  for name, value in _flat(_plain(config)).items():
+    if isinstance(value, int) and abs(value) >= 2**31:
+      raise types.UsageError(f'{name} is too large: {value}')
+  if config.seed < 0:
+    raise types.UsageError(f'seed must be at least 0, got {config.seed}')
+  if config.report.map_samples < 0:
+    raise types.UsageError(
+      f'report.map_samples must be at least 0, got {config.report.map_samples}'
+    )
+  for name, check in (
+    ('weibull', weibull.check_recipe),
+    ('scorer', scorer.check_fields),
+  ):
+    try:
+      check(**config[name])
+    except types.UsageError as error:
+      raise types.UsageError(f'config.{name}: {error}') from None
 
 
 def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
@@ -173,11 +200,11 @@ def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     files.write_text(path, json.dumps(bound, indent=2))
     return
   try:
-    before = json.loads(path.read_text())
-  except ValueError:
+    before = dict(json.loads(path.read_text()))
+  except (TypeError, ValueError):
     raise types.UserError(
-      f'{path} is damaged; take another --workdir, or put back what --config '
-      'was when this one was made'
+      f'{path} is damaged; delete it if this run was made with this very '
+      'config, else take another --workdir'
     ) from None
   old, new = _flat(before), _flat(bound)
   changed = [k for k in new | old if old.get(k) != new.get(k)]
@@ -295,7 +322,11 @@ def _result(
     'tail_count': {
       name: model.tail_count.tolist() for name, model in scored.fitted.items()
     },
-    'notes': [_LEAD, *scored.notes],
+    'notes': [
+      _LEAD,
+      *([] if benchmark.unknown else ['No unknown set was scored.']),
+      *scored.notes,
+    ],
     'unknown': {
       name: _against(benchmark, name, scored) for name in benchmark.unknown
     },

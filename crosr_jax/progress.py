@@ -33,12 +33,17 @@ def bar(name: str, total: int, done: int = 0) -> Iterator[Show]:
     with (
       tqdm_logging.logging_redirect_tqdm(),
       tqdm_auto.tqdm(
-        total=total, initial=done, desc=name, dynamic_ncols=True
+        total=total,
+        initial=done,
+        desc=name,
+        dynamic_ncols=True,
+        bar_format='{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} '
+        '{remaining} left{postfix}',
       ) as drawn,
     ):
       yield lambda now, text='': _draw(drawn, now, text)
   else:
-    yield _Lines(name, total, done)
+    yield _Lines(name, total)
 
 
 def _draw(drawn: tqdm_auto.tqdm, done: int, text: str) -> None:
@@ -49,21 +54,25 @@ def _draw(drawn: tqdm_auto.tqdm, done: int, text: str) -> None:
 class _Lines:
   """A line every few seconds, and one at the end, with the time left."""
 
-  def __init__(self, name: str, total: int, done: int):
-    self._name, self._total, self._first = name, total, done
-    self._begin = self._last = time.monotonic()
+  def __init__(self, name: str, total: int):
+    self._name, self._total = name, total
+    # Of the first call: what came before was setting up, and tells nothing.
+    self._first: tuple[int, float] | None = None
+    self._last = time.monotonic()
 
   def __call__(self, done: int, text: str = '') -> None:
     now = time.monotonic()
+    if self._first is None:
+      self._first = done, now
     if now - self._last < _SECONDS_BETWEEN_LINES and done < self._total:
       return
     self._last = now
-    each = (now - self._begin) / max(done - self._first, 1)
-    left = duration(each * (self._total - done))
-    logging.info(
-      '%s %d/%d%s, %s left',
-      *(self._name, done, self._total, f', {text}' if text else '', left),
-    )
+    steps, seconds = done - self._first[0], now - self._first[1]
+    parts = [f'{self._name} {done}/{self._total}', *([text] if text else [])]
+    if steps:
+      left = seconds / steps * (self._total - done)
+      parts.append(f'{duration(left)} left')
+    logging.info('%s', ', '.join(parts))
 
 
 def duration(seconds: float) -> str:

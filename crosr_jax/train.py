@@ -219,6 +219,11 @@ def fit(
   )
   _check_weight(reconstruction_weight)
   _check_split(batch_size)
+  if shift >= min(train.image.shape[1:3]):
+    raise types.UsageError(
+      f'train.shift={shift} moves images of {train.image.shape[1]} x '
+      f'{train.image.shape[2]} pixels out of sight; make it smaller'
+    )
   rule, rate = optimizer.build(num_steps, **optimizer_fields)
   root = jax.random.key(seed)
   engine = sharding.engine(
@@ -275,6 +280,8 @@ def _loop(
     for step in range(first + 1, num_steps + 1):
       placed, metrics = engine.step(placed, next(order))
       journal.add(metrics)
+      if step == first + 1:
+        show(step)
       if step - first == _STEPS_BEFORE_ESTIMATE:
         journal.estimate(num_steps - step)
       is_save = step % checkpoint_every == 0 or step == num_steps
@@ -390,10 +397,13 @@ class _Journal:
 
   def text(self, row: dict) -> str:
     """The row beside the progress bar."""
-    parts = [f'loss {row["loss"]:.3f}', f'accuracy {row["accuracy"]:.3f}']
-    if 'reconstruction' in row:
-      parts.insert(1, f'reconstruction {row["reconstruction"]:.3f}')
-    return ', '.join([*parts, f'{self.images_per_second:.0f} images/s'])
+    names = ('loss', 'cross_entropy', 'reconstruction', 'accuracy')
+    parts = [
+      f'{name.replace("_", "-")} {row[name]:.3f}'
+      for name in names
+      if name in row
+    ]
+    return ', '.join([f'{self.images_per_second:.0f} images/s', *parts])
 
   @property
   def seconds(self) -> float:

@@ -102,7 +102,7 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
   [
     ({'name': 'digit'}, "data.name must be one of digits.*mean 'digits'"),
     ({'unknown_classes': (10,)}, r'unknown_classes: 10 is no class.*0\.\.9'),
-    ({'unknown_classes': ('a',)}, 'unknown_classes: a is no class'),
+    ({'unknown_classes': ('a',)}, "unknown_classes: 'a' is no class"),
     ({'unknown_classes': tuple(range(9))}, 'leaves 1 of 10.*at least 2'),
     ({'unknown_classes': tuple(range(10))}, 'leaves 0 of 10'),
     ({'test_share': 1.0}, r'data.test_share must be in \[0, 1\), got 1.0'),
@@ -110,8 +110,11 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
     ({'calibrate_share': float('nan')}, 'data.calibrate_share.*nan'),
     ({'test_share': 0.999}, 'leaves no sample of class 0'),
     ({'made_unknowns': ('nose',)}, "did you mean 'noise'"),
-    ({'calibrate_share': 0.0}, 'data.calibrate_share leaves that part without'),
-    ({'test_share': 0.001}, 'data.test_share leaves that part without'),
+    (
+      {'calibrate_share': 0.0},
+      'data.calibrate_share=0.0 leaves that part without',
+    ),
+    ({'test_share': 0.001}, 'data.test_share=0.001 leaves that part without'),
     ({'unknown_classes': (7.0,)}, 'unknown_classes: 7.0 is no class'),
     ({'evaluation_seed': -1}, r'data.evaluation_seed .* got -1'),
     ({'max_unknown': 0}, 'max_unknown must be at least 1'),

@@ -256,7 +256,9 @@ def test_verdict_counts_wins_and_ties_as_printed():
   }
   says = tables.verdict({'unknown': unknown, 'closed_set_accuracy': 0.5})
   assert says[1:] == [
-    'CROSR is above softmax on 1 and level on 1 of 3 unknown sets in AUROC.'
+    'CROSR is above softmax on 1 and level on 1 of 3 unknown sets in AUROC.',
+    'Highest AUROC: CROSR on 0 (0.9000), CROSR on 1 (0.7000), Softmax on 2 '
+    '(0.2000).',
   ]
   assert says[0].startswith('Closed-set accuracy 50.00 % on – known')
 

@@ -310,8 +310,8 @@ def test_plain_lines_without_a_terminal(tmp_path, caplog):
   with caplog.at_level(logging.INFO):
     _fit(tmp_path)
   assert any('first step after' in m for m in caplog.messages)
-  (last,) = [m for m in caplog.messages if m.startswith('training 6/6, loss ')]
-  assert 'images/s, 0 s left' in last
+  (last,) = [m for m in caplog.messages if m.startswith('training 6/6, ')]
+  assert 'images/s, loss ' in last and last.endswith(', 0 s left')
 
 
 @pytest.mark.parametrize(
@@ -335,6 +335,7 @@ def test_plain_lines_without_a_terminal(tmp_path, caplog):
     ({'warmup_share': 1.0}, 'train.warmup_share'),
     ({'halvings': -1}, 'train.halvings'),
     ({'shift': -1}, 'train.shift must be at least 0'),
+    ({'shift': 8}, r'train.shift=8 moves images of 8 x 8 pixels out'),
     ({'keep_checkpoints': 0}, 'train.keep_checkpoints'),
     ({'log_every': 0}, 'train.log_every'),
   ],

@@ -87,14 +87,15 @@ def load(
   calibrate, train = splits.hold_out(
     rest, 'calibrate_share', calibrate_share, seed
   )
-  for field, part in (
-    ('test_share', test),
-    ('select_share', select),
-    ('calibrate_share', calibrate),
+  for field, share, part in (
+    ('test_share', test_share, test),
+    ('select_share', select_share, select),
+    ('calibrate_share', calibrate_share, calibrate),
   ):
     if not len(part.label):
       raise types.UsageError(
-        f'data.{field} leaves that part without a sample; make it larger'
+        f'data.{field}={share} leaves that part without a sample; make it '
+        'larger, or the parts drawn before it smaller'
       )
   sets = {}
   if len(unknown):

@@ -34,7 +34,7 @@ def by_class(
   for k in unknown:
     if not isinstance(k, int) or k not in range(num_classes):
       raise types.UsageError(
-        f'data.unknown_classes: {k} is no class, choose from '
+        f'data.unknown_classes: {k!r} is no class, choose from '
         f'0..{num_classes - 1}'
       )
   known = [k for k in range(num_classes) if k not in unknown]

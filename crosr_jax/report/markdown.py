@@ -24,17 +24,18 @@ def render(report: dict, pictures: list[style.Picture]) -> str:
   blocks = [
     f'# {escape(report["name"])}',
     *(escape(sentence) for sentence in tables.verdict(report)),
-    _table(tables.glance(report)),
   ]
+  if report['unknown']:
+    blocks.append(_table(tables.glance(report)))
   if report.get('notes'):
     blocks += ['## Read with care', _bullets(report['notes'])]
-  blocks += [
-    '## Summary',
-    _table(_pairs(tables.summary(report))),
-    '## Unknown sets',
-    words.EXPLANATION,
-    _bullets(f'{r.head}: {r.meaning}' for r in words.READINGS),
-  ]
+  blocks += ['## Summary', _table(_pairs(tables.summary(report)))]
+  if report['unknown']:
+    blocks += [
+      '## Unknown sets',
+      words.EXPLANATION,
+      _bullets(f'{r.head}: {r.meaning}' for r in words.READINGS),
+    ]
   for result in tables.results(report):
     blocks += _result(result)
   if per_class := tables.classes(report):

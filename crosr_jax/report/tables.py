@@ -54,7 +54,8 @@ def verdict(report: dict) -> list[str]:
   rejected = words.percent((report.get('known_rejected') or {}).get('test'))
   says = [
     f'Closed-set accuracy {accuracy} on {tested} known test samples, '
-    f'{rejected} of which are rejected as unknown.'
+    f'{rejected} of which are rejected as unknown (decision: '
+    f'{report.get("decision", words.DASH)}).'
   ]
   first = lead(report)
   if first in ('', 'softmax'):
@@ -68,7 +69,23 @@ def verdict(report: dict) -> list[str]:
     pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
     if pairs:
       says.append(f'{title} {_compared(pairs)} in {text}.')
-  return says
+  return [*says, *_leaders(report)]
+
+
+def _leaders(report: dict) -> list[str]:
+  """The best method of each set by AUROC, whichever it is."""
+  best = []
+  for name, entry in report['unknown'].items():
+    scored = {
+      method: entry[method]['auroc']
+      for method in methods(entry)
+      if entry[method].get('auroc') is not None
+    }
+    if scored:
+      winner = max(scored, key=lambda m: scored[m])
+      title = words.method_title(winner)
+      best.append(f'{title} on {name} ({words.decimal(scored[winner])})')
+  return [f'Highest AUROC: {", ".join(best)}.'] if best else []
 
 
 def _compared(pairs: list[tuple[float, float]]) -> str:
