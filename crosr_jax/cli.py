@@ -13,6 +13,7 @@ import pathlib
 import re
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -248,8 +249,10 @@ def _set_up_logging() -> None:
   logging.basicConfig(
     level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True
   )
-  # A log file on a full disk must not print tracebacks of its own.
+  # A full disk is told once, by whoever waits for the file: not by the log, nor
+  # by the threads of TensorBoard and Orbax.
   logging.raiseExceptions = False
+  threading.excepthook = lambda thread: logging.debug('%s', thread.exc_value)
   # Orbax tells every file it opens, JAX every back end it does not find.
   for name in ('absl', 'jax', 'orbax', 'matplotlib', 'PIL'):
     logging.getLogger(name).setLevel(logging.ERROR)

@@ -25,8 +25,11 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
       os.fsync(file.fileno())
     os.chmod(aside, _mode(path))
     os.replace(aside, path)
-  except BaseException:
+  except BaseException as error:
     pathlib.Path(aside).unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      # Of the file that was wanted, not of the one aside.
+      raise OSError(error.errno, error.strerror, str(path)) from error
     raise
 
 

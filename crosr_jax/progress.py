@@ -63,7 +63,7 @@ class _Lines:
   def __call__(self, done: int, text: str = '') -> None:
     now = time.monotonic()
     if self._first is None:
-      self._first = done, now
+      self._first, self._last = (done, now), now
     if now - self._last < _SECONDS_BETWEEN_LINES and done < self._total:
       return
     self._last = now
