@@ -27,7 +27,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     os.replace(aside, path)
   except BaseException as error:
     pathlib.Path(aside).unlink(missing_ok=True)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno:
       # Of the file that was wanted, not of the one aside.
       raise OSError(error.errno, error.strerror, str(path)) from error
     raise
