@@ -44,7 +44,7 @@ def pytest_addoption(parser):
   parser.addoption(
     '--kills',
     type=int,
-    default=2,
+    default=1,
     help='how often the resume test kills a run at a random moment',
   )
 

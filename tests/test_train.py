@@ -60,7 +60,7 @@ def _samples(n=64):
 
 def _steps(net, devices, parallel, num_steps=20):
   """Losses and parameters after some steps of dropout and augmentation."""
-  rule, rate = optimizer.build(num_steps, **_RULE)
+  rule, rate = optimizer.build(20, **_RULE)
   step = functools.partial(
     train.replica_step,
     model=net,
