@@ -27,10 +27,8 @@ def stream(
   The net is in evaluation mode; every sample comes once.
   """
   run, variables = _compiled(model), sharding.replicate(variables)
-  devices = sharding.num_devices()
-  # Every device takes the same number of rows; padding is cut off again.
-  rows = -(-batch_size // devices) * devices
-  for batch in batches.padded(image, label, rows):
+  # What fills the last batch up is cut off again.
+  for batch in batches.padded(image, label, _split_evenly(batch_size)):
     parts = [np.asarray(x)[batch.mask] for x in run(variables, batch.image)]
     logits, latent, *error = parts
     yield types.Features(logits, latent, batch.label[batch.mask], *error)
@@ -51,11 +49,36 @@ def extract(
 
 
 def reconstruct(
-  model: dhrnet.DHRNet, variables: Variables, image: np.ndarray
+  model: dhrnet.DHRNet,
+  variables: Variables,
+  image: np.ndarray,
+  *,
+  batch_size: int = 64,
 ) -> np.ndarray:
   """Reconstructions of [N, H, W, C] uint8 images, as uint8 images."""
-  outputs = _apply(model, variables, image)
-  return np.asarray(model.to_image(outputs.reconstruction))
+  run = _compiled_reconstruction(model)
+  label = np.zeros(len(image), np.int32)
+  return np.concatenate(
+    [
+      np.asarray(run(variables, batch.image))[batch.mask]
+      for batch in batches.padded(image, label, _split_evenly(batch_size))
+    ]
+  )
+
+
+def _split_evenly(batch_size: int) -> int:
+  """So many rows that every device takes the same number."""
+  devices = sharding.num_devices()
+  return -(-batch_size // devices) * devices
+
+
+@functools.cache
+def _compiled_reconstruction(model: dhrnet.DHRNet) -> Callable[..., Any]:
+  return sharding.forward(
+    lambda variables, image: model.to_image(
+      _apply(model, variables, image).reconstruction
+    )
+  )
 
 
 @functools.cache
