@@ -49,7 +49,8 @@ def run(main: Callable[[], None]) -> NoReturn:
       sys.exit(0)
     _parse()
     main()
-    sys.stdout.flush()
+    if sys.stdout:
+      sys.stdout.flush()
   except types.UserError as error:
     _end(str(error), error.exit_code)
   except flags.Error as error:

@@ -16,9 +16,9 @@ _SMALL = (
   '--config=configs/digits.py',
   '--config.model.width=8',
   '--config.model.latent_width=8',
-  '--config.train.num_steps=150',
-  '--config.train.checkpoint_every=30',
-  '--config.train.log_every=15',
+  '--config.train.num_steps=300',
+  '--config.train.checkpoint_every=60',
+  '--config.train.log_every=30',
   '--config.report.pictures=False',
 )
 
@@ -71,7 +71,7 @@ def test_main_job(run, finished):
   assert process.returncode == 0, process.stderr
   assert 'digits_unknown: 316 known, 533 unknown' in process.stdout
   report = json.loads((finished / 'report.json').read_text())
-  assert report['parameters'] > 0 and report['train']['steps'] == 150
+  assert report['parameters'] > 0 and report['train']['steps'] == 300
   methods = {
     'crosr', 'crosr_published', 'crosr_y', 'openmax', 'softmax', 'max_logit',
   }  # fmt: skip
@@ -98,7 +98,7 @@ def test_again_with_other_scorer_fields(run, finished):
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
   assert 'first step' not in process.stderr
-  assert 'restored the checkpoint of step 150' in process.stderr
+  assert 'restored the checkpoint of step 300' in process.stderr
   after = _figures(finished)
   assert after['closed_set_accuracy'] == before['closed_set_accuracy']
   assert after['known_rejected'] != before['known_rejected']
@@ -113,7 +113,7 @@ def test_bound_fields_are_named(run, finished):
 
 
 def test_damaged_checkpoint_falls_back(run, finished):
-  newest = finished / 'checkpoints' / '150'
+  newest = finished / 'checkpoints' / '300'
   target = max(newest.rglob('*'), key=lambda p: p.stat().st_size)
   target.write_bytes(target.read_bytes()[:-1])
   before = _figures(finished)
@@ -122,8 +122,8 @@ def test_damaged_checkpoint_falls_back(run, finished):
     '--config.scorer.decision=tpr95',
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
-  assert 'checkpoint 150 cannot be trusted' in process.stderr
-  assert 'restored the checkpoint of step 120' in process.stderr
+  assert 'checkpoint 300 cannot be trusted' in process.stderr
+  assert 'restored the checkpoint of step 240' in process.stderr
   after = _figures(finished)
   for report in (before, after):
     del report['config']
@@ -215,7 +215,7 @@ def test_class_that_cannot_be_fitted(run, tmp_path):
   _fails(process, 1, 'class ', 'at least 2 are needed', 'train longer')
   assert 'error: class' in (tmp_path / 'w' / 'run.log').read_text()
   # A checkpoint does.
-  _fails(run(*arguments), 2, 'train.num_steps was 1 and is now 150')
+  _fails(run(*arguments), 2, 'train.num_steps was 1 and is now 300')
 
 
 def test_divergence_is_one_line(run, tmp_path):
