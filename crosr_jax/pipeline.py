@@ -138,14 +138,15 @@ def _opened(
     raise types.UsageError(f'--workdir={workdir} is a file, not a folder')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    for folder in (workdir, workdir / 'figures'):
+      files.sweep(folder)
+    _bind(config, workdir)
+    # Last, so that a workdir that is refused leaves no open file.
     handler = logging.FileHandler(workdir / 'run.log')
   except OSError as error:
     raise types.UsageError(
       f'--workdir={workdir} cannot be written: {error.strerror}; take another'
     ) from None
-  for folder in (workdir, workdir / 'figures'):
-    files.sweep(folder)
-  _bind(config, workdir)
   handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
   logging.getLogger().addHandler(handler)
   logging.info(

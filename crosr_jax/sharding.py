@@ -60,7 +60,7 @@ def engine(
 
 def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
   n = len(devices)
-  mesh = Mesh(np.array(devices), (layers.AXIS,))
+  mesh = _mesh(devices)
   mapped = jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0)
 
   def place(state: Any) -> Any:
@@ -85,7 +85,7 @@ def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
 
 
 def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
-  mesh = Mesh(np.array(devices), (layers.AXIS,))
+  mesh = _mesh(devices)
   # With the check on, gradients of replicated parameters would be summed over
   # the devices before the step takes their mean itself, as under pmap.
   mapped = jax.jit(
@@ -120,17 +120,21 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
 
   Rows must be a multiple of the number of devices; results keep their order.
   """
-  mesh = Mesh(np.array(jax.local_devices()), (layers.AXIS,))
+  mesh = _mesh(jax.local_devices())
   rows, whole = NamedSharding(mesh, P(layers.AXIS)), NamedSharding(mesh, P())
   return jax.jit(fn, in_shardings=(whole, rows), out_shardings=rows)
 
 
 def replicate(tree: Any) -> Any:
   """A copy on every device, for `forward` to be called with many times."""
-  mesh = Mesh(np.array(jax.local_devices()), (layers.AXIS,))
+  mesh = _mesh(jax.local_devices())
   return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 def num_devices() -> int:
   """Devices of this process, among which a batch is split."""
   return jax.local_device_count()
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+  return Mesh(np.array(devices), (layers.AXIS,))
