@@ -5,7 +5,7 @@ and changes what it needs. Any field can be overridden on the command line:
 `--config.train.num_steps=100`.
 
 Fields of `data`, `model`, `train` and `seed` bind a workdir to what was trained
-in it; the others only fit, score and report again.
+in it; the others only evaluate, fit, score and report again.
 """
 
 from ml_collections import ConfigDict
@@ -22,22 +22,25 @@ def get_config() -> ConfigDict:
   config.deterministic = False
 
   config.data = ConfigDict()
-  # Data set: 'digits'.
+  # Data set: 'digits' or 'mnist'.
   config.data.name = 'digits'
   # Positions of the classes that are kept back and come as unknown.
   config.data.unknown_classes = (7, 8, 9)
-  # Share of the known samples that is the test part.
+  # Share of the known samples that is the test part; 0 = the published one.
   config.data.test_share = 0.25
   # Share of the other known samples held out for choices; never trained on.
   config.data.select_share = 0.1
   # Share of the rest held out for thresholds; never trained on.
   config.data.calibrate_share = 0.1
-  # Unknown sets made from a seed: 'noise'.
-  config.data.made_unknowns = ('noise',)
-  # Samples of each unknown set at most; a shorter set is used whole.
-  config.data.max_unknown = 10_000
   # Of the test part and the unknowns, so that all training seeds share them.
   config.data.evaluation_seed = 0
+
+  config.evaluation = ConfigDict()
+  # 'set' or 'set:recipe' each: noise, mnist_noise:background (its default) or
+  # :sum, omniglot:resize (its default), :nearest, :mnist_style or :dark.
+  config.evaluation.unknown_sets = ('noise',)
+  # Samples of each unknown set at most; a shorter set is used whole.
+  config.evaluation.max_unknown = 10_000
 
   config.model = ConfigDict()
   # Classifying half: 'digits_cnn' or 'mnist_cnn'.

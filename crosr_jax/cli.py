@@ -37,18 +37,48 @@ def define_config() -> flags.FlagHolder:
   )
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def define_data_dir() -> flags.FlagHolder:
+  """Defines --data_dir=DIR; `path_of_data` has its value."""
+  return flags.DEFINE_string(
+    'data_dir',
+    '',
+    'folder of prepared data sets; default $TFDS_DATA_DIR, or else '
+    '~/tensorflow_datasets',
+  )
+
+
+def path_of_data(data_dir: flags.FlagHolder) -> pathlib.Path:
+  """What --data_dir was given, or its default."""
+  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  return pathlib.Path(data_dir.value or default).expanduser()
+
+
+def run(
+  main: Callable[..., None], *, takes_arguments: bool = False
+) -> NoReturn:
   """Parses the flags in sys.argv, runs the command and ends the process.
 
   --help begins with the page of the command's module.
+
+  Args:
+    main: the command.
+    takes_arguments: whether it is called with what is no flag.
   """
   _set_up_logging()
   try:
     if any(re.fullmatch(r'--?h(elp(full|short)?)?', a) for a in sys.argv[1:]):
       print(_help(main))
       sys.exit(0)
-    _parse()
-    main()
+    arguments = _parse()
+    if takes_arguments:
+      main(arguments)
+    elif arguments:
+      raise types.UsageError(
+        f'unexpected argument {arguments[0]!r}; flags are written '
+        '--name=value, --help lists them'
+      )
+    else:
+      main()
     if sys.stdout:
       sys.stdout.flush()
   except types.UserError as error:
@@ -68,7 +98,7 @@ def run(main: Callable[[], None]) -> NoReturn:
       types.UserError.exit_code,
     )
   except KeyboardInterrupt:
-    _end('interrupted; the same command goes on from the last checkpoint', 130)
+    _end('interrupted; the same command goes on where it was stopped', 130)
   except Exception as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -87,19 +117,14 @@ def config_name() -> str:
   return pathlib.Path(path).stem + (f'-{variant}' if variant else '')
 
 
-def _parse() -> None:
-  """sys.argv to FLAGS; the config file and field names are looked at first."""
+def _parse() -> list[str]:
+  """sys.argv to FLAGS, the config's fields looked at first; what is no flag."""
   if _CONFIG_FLAG in flags.FLAGS:
     config = _load(_value_of_config())
     for argument in sys.argv[1:]:
       if match := re.match(rf'--?(?:no)?{_CONFIG_FLAG}\.([^=]*)', argument):
         _check_field(config, match[1])
-  rest = flags.FLAGS(sys.argv)
-  if len(rest) > 1:
-    raise types.UsageError(
-      f'unexpected argument {rest[1]!r}; flags are written --name=value, '
-      '--help lists them'
-    )
+  return flags.FLAGS(sys.argv)[1:]
 
 
 def _load(value: str) -> config_dict.ConfigDict:
@@ -197,10 +222,14 @@ def _fields(
       yield f'{prefix}{name}', value
 
 
-def _help(main: Callable[[], None]) -> str:
+def _help(main: Callable[..., None]) -> str:
   """The command's page, its flags, and the fields of its config."""
   page = inspect.cleandoc(sys.modules[main.__module__].__doc__ or '')
-  own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+  own = [
+    flag
+    for module in (sys.argv[0], __name__)
+    for flag in flags.FLAGS.get_key_flags_for_module(module)
+  ]
   lines = [f'  --{f.name}: {" ".join(f.help.split())}' for f in own]
   parts = [page, 'Flags:\n' + '\n'.join(_wrap(line) for line in lines)]
   if _CONFIG_FLAG in flags.FLAGS:

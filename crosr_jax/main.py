@@ -3,8 +3,8 @@
   python -m crosr_jax.main --config=configs/digits.py
 
 Run again, it goes on where it stopped, or only fits, scores and reports again
-with other `weibull`, `scorer` and `report` fields. Any field is overridden by
---config.<field>=VALUE. The report is <workdir>/report.html.
+with other `evaluation`, `weibull`, `scorer` and `report` fields. Any field is
+overridden by --config.<field>=VALUE. The report is <workdir>/report.html.
 """
 
 import pathlib
@@ -20,6 +20,7 @@ _WORKDIR = flags.DEFINE_string(
   'folder of the run, for checkpoints and report; default '
   'runs/<file>[-<variant>]',
 )
+_DATA_DIR = cli.define_data_dir()
 
 
 def main() -> None:
@@ -29,7 +30,9 @@ def main() -> None:
 
   name = cli.config_name()
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}').expanduser()
-  result = pipeline.run(_CONFIG.value, name, workdir)
+  result = pipeline.run(
+    _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)
+  )
   print(_summary(result))
   print(f'Report: {workdir / "report.html"}')
 

@@ -36,6 +36,7 @@ from crosr_jax import (
   types,
   weibull,
 )
+from crosr_jax.data import duplicates
 
 # Methods as published, beside the config's recipe 'crosr'; PAPER.md names the
 # sources: OpenMax (Bendale and Boult 2016), CROSR, the authors' release.
@@ -75,7 +76,10 @@ class Scored(NamedTuple):
 
 
 def run(
-  config: config_dict.ConfigDict, name: str, workdir: pathlib.Path
+  config: config_dict.ConfigDict,
+  name: str,
+  workdir: pathlib.Path,
+  data_dir: pathlib.Path,
 ) -> dict:
   """Runs a config in a workdir and returns its report.
 
@@ -84,6 +88,7 @@ def run(
     name: of the run, for the report.
     workdir: a new folder, or one of an earlier run of the same `data`,
       `model`, `train` and `seed`, which is then resumed.
+    data_dir: where prepared data sets are.
 
   Raises:
     ValueError: where a field or the workdir cannot be used, or a stage fails;
@@ -91,7 +96,9 @@ def run(
   """
   _check(config)
   with _opened(config, name, workdir):
-    benchmark = data.load(seed=config.seed, **config.data)
+    benchmark = data.load(
+      seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
+    )
     model = models.build(
       len(benchmark.class_names),
       *models.pixel_statistics(benchmark.train.image),
@@ -292,6 +299,7 @@ def _result(
   """report.json."""
   recipe = scored.fitted['crosr']
   test = scored.parts['test']
+  repeated = duplicates.count((n, image) for n, image, _ in benchmark.parts())
   return {
     'name': name,
     'system': models.SYSTEMS[config.model.lateral],
@@ -307,6 +315,7 @@ def _result(
       for part, image, _ in benchmark.parts()
       if part not in benchmark.unknown
     },
+    'duplicates': repeated,
     'train': {
       'steps': scored.step,
       'seconds': trained.seconds,
@@ -326,6 +335,7 @@ def _result(
     'notes': [
       _LEAD,
       *([] if benchmark.unknown else ['No unknown set was scored.']),
+      duplicates.told(repeated),
       *scored.notes,
     ],
     'unknown': {

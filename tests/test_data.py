@@ -1,5 +1,7 @@
 """Splits, held-out parts, noise, batches."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,18 +17,24 @@ _FIELDS = {
   'test_share': 0.25,
   'select_share': 0.1,
   'calibrate_share': 0.1,
-  'made_unknowns': ('noise',),
-  'max_unknown': 10_000,
   'evaluation_seed': 0,
+  'unknown_sets': ('noise',),
+  'max_unknown': 10_000,
 }
+_NOWHERE = pathlib.Path('/nowhere')
 
 
 def _load(seed=0, **changes):
-  return data.load(seed=seed, **{**_FIELDS, **changes})
+  fields = {**_FIELDS, **changes}
+  return data.load(seed=seed, data_dir=_NOWHERE, **fields)
+
+
+def _digits():
+  return sources.digits(_NOWHERE).train
 
 
 def test_digits_are_all_there():
-  source = sources.digits()
+  source = _digits()
   assert source.image.shape == (1797, 8, 8, 1)
   assert source.image.dtype == np.uint8
   assert (source.image.min(), source.image.max()) == (0, 255)
@@ -39,12 +47,12 @@ def test_digits_are_all_there():
 
 
 def test_parts_are_disjoint_and_whole():
-  benchmark = _load(made_unknowns=())
+  benchmark = _load(unknown_sets=())
   parts = {name: (i, y) for name, i, y in benchmark.parts()}
   assert list(parts) == [
     'train', 'select', 'calibrate', 'test', 'digits_unknown',
   ]  # fmt: skip
-  source = sources.digits()
+  source = _digits()
   total = np.concatenate([image for image, _ in parts.values()])
   assert sorted(x.tobytes() for x in total) == sorted(
     x.tobytes() for x in source.image
@@ -56,7 +64,7 @@ def test_parts_are_disjoint_and_whole():
 def test_labels_are_reindexed():
   benchmark = _load(unknown_classes=(0, 5))
   assert benchmark.class_names == ('1', '2', '3', '4', '6', '7', '8', '9')
-  source = sources.digits()
+  source = _digits()
   true = {
     x.tobytes(): y for x, y in zip(source.image, source.label, strict=True)
   }
@@ -109,7 +117,16 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
     ({'select_share': -0.1}, r'data.select_share must be in \[0, 1\)'),
     ({'calibrate_share': float('nan')}, 'data.calibrate_share.*nan'),
     ({'test_share': 0.999}, 'leaves no sample of class 0'),
-    ({'made_unknowns': ('nose',)}, "did you mean 'noise'"),
+    ({'unknown_sets': ('nose',)}, "unknown_sets.* did you mean 'noise'"),
+    ({'unknown_sets': ('noise:dark',)}, "recipe of noise .* got 'dark'"),
+    (
+      {'unknown_sets': ('omniglot:mnist',)},
+      "recipe of omniglot .* did you mean 'mnist_style'",
+    ),
+    (
+      {'unknown_sets': ('noise', 'noise:uniform')},
+      'unknown_sets names noise more than once',
+    ),
     (
       {'calibrate_share': 0.0},
       'data.calibrate_share=0.0 leaves that part without',
@@ -125,21 +142,11 @@ def test_bad_fields(changes, message):
     _load(**changes)
 
 
-def test_noise_is_uniform_and_from_its_seed():
-  like = np.zeros((200, 8, 8, 1), np.uint8)
-  image = unknowns.noise(like, 3)
-  assert image.dtype == np.uint8
-  assert abs(image.mean() - 127.5) < 2
-  assert abs(image.std() - 73.9) < 1
-  np.testing.assert_array_equal(image, unknowns.noise(like, 3))
-  assert not np.array_equal(image, unknowns.noise(like, 4))
-
-
 def test_unknown_sets_are_capped_and_never_repeated():
   benchmark = _load(max_unknown=100)
   image = benchmark.unknown['digits_unknown'].image
   assert len(image) == 100
-  source = sources.digits()
+  source = _digits()
   assert len({x.tobytes() for x in image}) == 100
   there = {x.tobytes() for x in source.image[source.label >= 7]}
   assert {x.tobytes() for x in image} <= there

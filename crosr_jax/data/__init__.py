@@ -4,6 +4,7 @@ N samples. Known labels are 0..K-1, unknown ones -1; images are uint8 up to the
 entry of the net.
 """
 
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,14 +12,6 @@ import numpy as np
 
 from crosr_jax import types
 from crosr_jax.data import sources, splits, unknowns
-
-
-class Unknown(NamedTuple):
-  """One set of unknown samples, of the test part only."""
-
-  image: np.ndarray  # [N, H, W, C] uint8
-  num_classes: int  # that it counts for in openness; a noise set is one
-  recipe: str  # how it was made
 
 
 class Benchmark(NamedTuple):
@@ -29,7 +22,7 @@ class Benchmark(NamedTuple):
   select: splits.Labelled  # held out: recipe, epoch, tail
   calibrate: splits.Labelled  # held out: thresholds
   test: splits.Labelled
-  unknown: dict[str, Unknown]
+  unknown: dict[str, unknowns.Unknown]
 
   def parts(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, images, labels of the known parts, then of the unknown sets."""
@@ -43,46 +36,59 @@ class Benchmark(NamedTuple):
 def load(
   *,
   seed: int,
+  data_dir: pathlib.Path,
   name: str,
   unknown_classes: Sequence[int],
   test_share: float,
   select_share: float,
   calibrate_share: float,
-  made_unknowns: Sequence[str],
-  max_unknown: int,
   evaluation_seed: int,
+  unknown_sets: Sequence[str],
+  max_unknown: int,
 ) -> Benchmark:
   """Loads a data set and splits it.
 
   Args:
     seed: of the held-out parts.
+    data_dir: where prepared data sets are.
     name: of the data set, a name in sources.SOURCES.
     unknown_classes: classes of the data set that are kept back as unknown.
-    test_share: share of the known samples that is tested on.
+    test_share: share of the known samples that is tested on; 0 where the
+      publisher drew a test part, which is then used.
     select_share: share of the rest held out for choices.
     calibrate_share: share of the rest held out for thresholds.
-    made_unknowns: names in unknowns.MAKERS.
-    max_unknown: samples of an unknown set at most; a shorter one is used whole.
     evaluation_seed: of the known and unknown test samples, so that every
       training seed meets the same ones.
+    unknown_sets: 'set' or 'set:recipe', see unknowns.SETS.
+    max_unknown: samples of an unknown set at most; a shorter one is used whole.
 
   Raises:
-    ValueError: for a value that cannot be used; names the field.
+    UserError: for a value that cannot be used, with the field, and for a data
+      set that is not there.
   """
   types.check_choice('data.name', name, sources.SOURCES)
-  for made in made_unknowns:
-    types.check_choice('data.made_unknowns', made, unknowns.MAKERS)
+  unknowns.check(unknown_sets)
   if not 0 <= evaluation_seed < 2**32:
     raise types.UsageError(
       f'data.evaluation_seed must be in 0..2^32 - 1, got {evaluation_seed}'
     )
   if max_unknown < 1:
     raise types.UsageError(
-      f'data.max_unknown must be at least 1, got {max_unknown}'
+      f'evaluation.max_unknown must be at least 1, got {max_unknown}'
     )
-  source = sources.SOURCES[name]()
-  known, unknown = splits.by_class(source, unknown_classes)
-  test, rest = splits.hold_out(known, 'test_share', test_share, evaluation_seed)
+  source = sources.SOURCES[name](data_dir)
+  rest, unknown = splits.by_class(source.train, unknown_classes)
+  if source.test is None:
+    test, rest = splits.hold_out(
+      rest, 'test_share', test_share, evaluation_seed
+    )
+  elif test_share:
+    raise types.UsageError(
+      f'data.test_share={test_share}: {name} has a published test part, set it '
+      'to 0'
+    )
+  else:
+    test, unknown = splits.by_class(source.test, unknown_classes)
   select, rest = splits.hold_out(rest, 'select_share', select_share, seed)
   calibrate, train = splits.hold_out(
     rest, 'calibrate_share', calibrate_share, seed
@@ -97,17 +103,21 @@ def load(
         f'data.{field}={share} leaves that part without a sample; make it '
         'larger, or the parts drawn before it smaller'
       )
+  names = source.train.class_names
   sets = {}
   if len(unknown):
-    image = unknowns.sample(unknown, max_unknown, evaluation_seed)
-    recipe = f'{name} classes ' + ', '.join(
-      source.class_names[k] for k in sorted(set(unknown_classes))
+    chosen = sorted(set(unknown_classes))
+    sets[f'{name}_unknown'] = unknowns.Unknown(
+      unknowns.sample(unknown, max_unknown, evaluation_seed),
+      len(chosen),
+      f'{name} classes {", ".join(names[k] for k in chosen)}',
     )
-    sets[f'{name}_unknown'] = Unknown(image, len(set(unknown_classes)), recipe)
-  for made in made_unknowns:
-    maker = unknowns.MAKERS[made]
-    count = min(max_unknown, len(test.image))
-    image = maker.make(test.image[:count], evaluation_seed)
-    sets[made] = Unknown(image, 1, maker.recipe)
-  names = splits.known_names(source, unknown_classes)
-  return Benchmark(names, train, select, calibrate, test, sets)
+  sets |= unknowns.make(
+    unknown_sets,
+    test.image,
+    max_unknown=max_unknown,
+    seed=evaluation_seed,
+    data_dir=data_dir,
+  )
+  known = splits.known_names(source.train, unknown_classes)
+  return Benchmark(known, train, select, calibrate, test, sets)

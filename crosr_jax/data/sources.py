@@ -1,32 +1,60 @@
 """Where images come from. N samples, H x W pixels, C channels."""
 
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from crosr_jax.data import prepared
+
 
 class Source(NamedTuple):
-  """A labelled data set as published."""
+  """A labelled data set as published, or one part of it."""
 
   image: np.ndarray  # [N, H, W, C] uint8
   label: np.ndarray  # [N] int32, position in class_names
   class_names: tuple[str, ...]
 
 
-def digits() -> Source:
+class Published(NamedTuple):
+  """A data set, and its test part where the publisher drew one."""
+
+  train: Source  # all there is, where there is no test part
+  test: Source | None = None
+
+
+def digits(data_dir: pathlib.Path) -> Published:
   """1,797 real handwritten digits, 8x8, that come with scikit-learn.
 
   UCI "Optical Recognition of Handwritten Digits", test part; its 17 grey
   levels 0..16 are spread over 0..255.
   """
+  del data_dir  # They are in the package.
   # Costs half a second, and only those who ask for digits should pay it.
   from sklearn import datasets
 
   raw = datasets.load_digits()
   image = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
   names = tuple(str(name) for name in raw.target_names)
-  return Source(image, raw.target.astype(np.int32), names)
+  return Published(Source(image, raw.target.astype(np.int32), names))
 
 
-SOURCES: dict[str, Callable[[], Source]] = {'digits': digits}
+def mnist(data_dir: pathlib.Path) -> Published:
+  """60,000 + 10,000 handwritten digits, 28x28 (LeCun et al. 1998)."""
+  return Published(
+    prepared_part('mnist', 'train', data_dir),
+    prepared_part('mnist', 'test', data_dir),
+  )
+
+
+def prepared_part(name: str, part: str, data_dir: pathlib.Path) -> Source:
+  """A part of a prepared data set; see prepared.read."""
+  found, class_names = prepared.read(name, part, data_dir)
+  return Source(found.image, found.label, class_names)
+
+
+SOURCES: dict[str, Callable[[pathlib.Path], Published]] = {
+  'digits': digits,
+  'mnist': mnist,
+}

@@ -1,13 +1,93 @@
-"""Makers of unknown sets. N samples, H x W pixels, C channels, all uint8.
+"""Unknown sets. N samples, H x W pixels, C channels, all uint8.
 
-None of these is seen in training, nor by any threshold.
+None of these is seen in training, nor by any threshold. A set comes in one or
+more recipes, since public codes disagree; the first is the default. An entry of
+`evaluation.unknown_sets` is 'set' or 'set:recipe'.
 """
 
+import pathlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+
+from crosr_jax import types
+from crosr_jax.data import sources
+
+Shape = tuple[int, ...]
+
+
+class Unknown(NamedTuple):
+  """One set of unknown samples, of the test part only."""
+
+  image: np.ndarray  # [N, H, W, C] uint8
+  num_classes: int  # that it counts for in openness; a noise set is one
+  recipe: str  # how it was made
+
+
+class Recipe(NamedTuple):
+  """One way to make a set."""
+
+  # (images to start from [N, H', W', C'], shape (H, W, C) of the known ones,
+  # generator) -> [N, H, W, C]
+  make: Callable[[np.ndarray, Shape, np.random.Generator], np.ndarray]
+  text: str  # one line for the report
+
+
+class Set(NamedTuple):
+  """An unknown set."""
+
+  recipes: dict[str, Recipe]  # the first is the default
+  num_classes: int
+  # Data set and part that it starts from; None = the known test samples.
+  start: tuple[str, str] | None = None
+
+
+def check(entries: Sequence[str]) -> None:
+  """Raises a UsageError for an entry that cannot be used."""
+  keys = [_key(*_split(entry)) for entry in entries]
+  twice = {key for key in keys if keys.count(key) > 1}
+  if twice:
+    raise types.UsageError(
+      f'evaluation.unknown_sets names {", ".join(sorted(twice))} more than once'
+    )
+
+
+def make(
+  entries: Sequence[str],
+  known: np.ndarray,
+  *,
+  max_unknown: int,
+  seed: int,
+  data_dir: pathlib.Path,
+) -> dict[str, Unknown]:
+  """The sets by their names in the report: 'set', or 'set_recipe'.
+
+  Args:
+    entries: 'set' or 'set:recipe'.
+    known: known test images [N, H, W, C].
+    max_unknown: samples of a set at most; a shorter one is used whole.
+    seed: of samples, which all recipes of a set share, and of noise.
+    data_dir: where prepared data sets are.
+
+  Raises:
+    UserError: for an entry, or a data set, that cannot be used.
+  """
+  check(entries)
+  made: dict[str, Unknown] = {}
+  start: dict[tuple[str, str] | None, np.ndarray] = {None: known[:max_unknown]}
+  for name, recipe in map(_split, entries):
+    found = SETS[name]
+    if found.start and found.start not in start:
+      image = sources.prepared_part(*found.start, data_dir).image
+      start[found.start] = sample(image, max_unknown, seed)
+    key, chosen = _key(name, recipe), found.recipes[recipe]
+    generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
+    image = chosen.make(start[found.start], known.shape[1:], generator)
+    made[key] = Unknown(image, found.num_classes, chosen.text)
+  return made
 
 
 def sample(image: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -16,17 +96,135 @@ def sample(image: np.ndarray, count: int, seed: int) -> np.ndarray:
   return image[np.sort(order)]
 
 
-def noise(like: np.ndarray, seed: int) -> np.ndarray:
-  """Uniform noise, every pixel on its own, in the shape of `like`."""
-  generator = np.random.default_rng([seed, zlib.crc32(b'noise')])
-  return generator.integers(0, 256, like.shape, np.uint8)
+def _split(entry: str) -> tuple[str, str]:
+  """'set:recipe' -> its parts, checked."""
+  name, _, recipe = entry.partition(':')
+  types.check_choice('evaluation.unknown_sets', name, SETS)
+  default = next(iter(SETS[name].recipes))
+  types.check_choice(
+    f'evaluation.unknown_sets: recipe of {name}',
+    recipe or default,
+    SETS[name].recipes,
+  )
+  return name, recipe or default
 
 
-class Maker(NamedTuple):
-  """How an unknown set is made of known test images."""
-
-  make: Callable[[np.ndarray, int], np.ndarray]  # ([N, H, W, C], seed)
-  recipe: str  # one line for the report
+def _key(name: str, recipe: str) -> str:
+  is_default = recipe == next(iter(SETS[name].recipes))
+  return name if is_default else f'{name}_{recipe}'
 
 
-MAKERS = {'noise': Maker(noise, 'each pixel uniform in 0..255')}
+def _noise(
+  image: np.ndarray, shape: Shape, generator: np.random.Generator
+) -> np.ndarray:
+  return generator.integers(0, 256, (len(image), *shape), np.uint8)
+
+
+def _on_noise(
+  image: np.ndarray, shape: Shape, generator: np.random.Generator
+) -> np.ndarray:
+  return np.where(image == 0, _noise(image, shape, generator), image)
+
+
+def _plus_noise(
+  image: np.ndarray, shape: Shape, generator: np.random.Generator
+) -> np.ndarray:
+  total = image.astype(np.uint16) + _noise(image, shape, generator)
+  return np.minimum(total, 255).astype(np.uint8)
+
+
+def _each(
+  draw: Callable[[Image.Image, Shape], np.ndarray],
+) -> Callable[[np.ndarray, Shape, np.random.Generator], np.ndarray]:
+  """A recipe of a function that turns one drawing into [H, W]."""
+
+  def apply(
+    image: np.ndarray, shape: Shape, generator: np.random.Generator
+  ) -> np.ndarray:
+    del generator
+    grey = np.stack([draw(Image.fromarray(x[..., 0]), shape) for x in image])
+    return np.repeat(grey[..., None], shape[2], axis=-1)
+
+  return apply
+
+
+def _resized(drawing: Image.Image, shape: Shape) -> np.ndarray:
+  # Bilinear with antialiasing, as torchvision's Resize has it.
+  size = (shape[1], shape[0])
+  return np.asarray(drawing.resize(size, Image.Resampling.BILINEAR))
+
+
+def _bright(drawing: Image.Image, shape: Shape) -> np.ndarray:
+  return 255 - _resized(drawing, shape)
+
+
+def _nearest(drawing: Image.Image, shape: Shape) -> np.ndarray:
+  size = (shape[1], shape[0])
+  small = drawing.convert('1').resize(size, Image.Resampling.NEAREST)
+  return 255 - np.asarray(small.convert('L'))
+
+
+def _mnist_style(drawing: Image.Image, shape: Shape) -> np.ndarray:
+  """As MNIST was made: 20 of 28 pixels, centred by mass, brightest 255."""
+  ink = Image.fromarray(255 - np.asarray(drawing))
+  box = ink.getbbox()
+  if box is None:
+    return np.zeros(shape[:2], np.uint8)
+  ink = ink.crop(box)
+  fit = min(shape[0] / ink.height, shape[1] / ink.width) * 20 / 28
+  height, width = (
+    max(round(ink.height * fit), 1),
+    max(round(ink.width * fit), 1),
+  )
+  small = _resized(ink, (height, width)).astype(np.float64)
+  small = np.round(small * (255 / small.max()))
+  out = np.zeros(shape[:2], np.uint8)
+  row, column = (
+    _offset(small.sum(axis=1 - axis), shape[axis]) for axis in (0, 1)
+  )
+  out[row : row + height, column : column + width] = small
+  return out
+
+
+def _offset(mass: np.ndarray, size: int) -> int:
+  """Where a strip must begin for its centre of mass to be in the middle."""
+  centre = mass @ np.arange(len(mass)) / mass.sum()
+  begin = round((size - 1) / 2 - centre)
+  return int(np.clip(begin, 0, size - len(mass)))
+
+
+_NOISE = Recipe(_noise, 'each pixel uniform in 0..255')
+SETS = {
+  'noise': Set({'uniform': _NOISE}, num_classes=1),
+  'mnist_noise': Set(
+    {
+      'background': Recipe(
+        _on_noise, 'known test images, pixels of 0 made uniform in 0..255'
+      ),
+      'sum': Recipe(
+        _plus_noise, 'known test images plus uniform 0..255, clipped at 255'
+      ),
+    },
+    num_classes=1,
+  ),
+  'omniglot': Set(
+    {
+      'resize': Recipe(
+        _each(_bright), 'Omniglot evaluation, ink bright, resized antialiased'
+      ),
+      'nearest': Recipe(
+        _each(_nearest), 'Omniglot evaluation, ink bright, 1-bit nearest pixel'
+      ),
+      'mnist_style': Recipe(
+        _each(_mnist_style),
+        'Omniglot evaluation made as MNIST was: ink bright, its box to 20 of '
+        '28 pixels, centred by mass, brightest pixel 255',
+      ),
+      'dark': Recipe(
+        _each(_resized), 'Omniglot evaluation, ink dark, resized antialiased'
+      ),
+    },
+    num_classes=659,
+    start=('omniglot', 'evaluation'),
+  ),
+}

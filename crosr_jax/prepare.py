@@ -1,0 +1,50 @@
+"""Prepares data sets: downloads them, or reads local files, once.
+
+  python -m crosr_jax.prepare mnist omniglot
+  python -m crosr_jax.prepare mnist --manual_dir=FOLDER
+
+Without a network, --manual_dir names a folder that holds the publisher's files
+as they are. Everything is held against published checksums; what is prepared
+already is checked and left alone.
+
+Data sets: mnist (11.6 MB to download, four idx files), omniglot (15.9 MB, two
+zips).
+"""
+
+import pathlib
+
+from absl import flags
+
+from crosr_jax import cli, types
+from crosr_jax.data import catalog, prepared
+
+_MANUAL_DIR = flags.DEFINE_string(
+  'manual_dir',
+  '',
+  "folder with the publisher's files, or with a folder <name> that has them; "
+  'default: download them',
+)
+_DATA_DIR = cli.define_data_dir()
+
+
+def main(names: list[str]) -> None:
+  """Prepares what is named on the command line."""
+  if not names:
+    raise types.UsageError(
+      'name a data set: python -m crosr_jax.prepare mnist; there are '
+      f'{", ".join(catalog.DATA_SETS)}'
+    )
+  for name in names:
+    types.check_choice('data set', name, catalog.DATA_SETS)
+  manual = _MANUAL_DIR.value
+  for name in dict.fromkeys(names):
+    folder = prepared.prepare(
+      name,
+      cli.path_of_data(_DATA_DIR),
+      pathlib.Path(manual).expanduser() if manual else None,
+    )
+    print(f'{prepared.summary(name)}\n  Prepared in {folder}')
+
+
+if __name__ == '__main__':
+  cli.run(main, takes_arguments=True)
