@@ -1,7 +1,9 @@
 """Strict JAX: 8 CPU devices, no silent promotion of types or ranks."""
 
+import importlib
 import os
 import pathlib
+import subprocess
 import sys
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -25,8 +27,24 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A folder that lies beside the project where the real data is at hand.
 GOLDEN = ROOT.parent / 'shared' / 'golden'
+_UNPACK = ROOT.parent / 'shared' / 'data' / 'unpack.py'
 
 sys.path.insert(0, str(ROOT))
+
+
+def _configs():
+  """Every config by its name on the command line: 'file' or 'file:variant'."""
+  found = {}
+  for path in sorted((ROOT / 'configs').glob('*.py')):
+    if path.stem != 'common':
+      module = importlib.import_module(f'configs.{path.stem}')
+      found[path.stem] = module.get_config()
+      for variant in getattr(module, 'VARIANTS', ('',))[1:]:
+        found[f'{path.stem}:{variant}'] = module.get_config(variant)
+  return found
+
+
+CONFIGS = _configs()
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Tests compile the same small programs again and again.
@@ -38,6 +56,31 @@ jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 # Compilation makes first examples slow, which says nothing of the code.
 hypothesis.settings.register_profile('crosr_jax', deadline=None)
 hypothesis.settings.load_profile('crosr_jax')
+
+
+needs_raw = pytest.mark.skipif(
+  'CROSR_JAX_RAW' not in os.environ and not _UNPACK.exists(),
+  reason="needs the publishers' files: set CROSR_JAX_RAW to a folder with "
+  'mnist/ and omniglot/ in it',
+)
+
+
+@pytest.fixture(scope='session')
+def raw_data(tmp_path_factory):
+  """Folder with a folder of the publisher's files for each data set."""
+  if 'CROSR_JAX_RAW' in os.environ:
+    return pathlib.Path(os.environ['CROSR_JAX_RAW'])
+  folder = tmp_path_factory.mktemp('raw')
+  subprocess.run(
+    [sys.executable, _UNPACK, folder, 'mnist', 'omniglot'], check=True
+  )
+  return folder
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """Where tests prepare the real data sets, once."""
+  return tmp_path_factory.mktemp('data')
 
 
 def pytest_addoption(parser):

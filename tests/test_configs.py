@@ -3,14 +3,11 @@
 import importlib
 
 import pytest
-from conftest import ROOT
+from conftest import CONFIGS, ROOT
 
 from configs import common
 from crosr_jax import cli
 
-_NAMES = sorted(
-  p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'common'
-)
 _FIELDS = dict(cli._fields(common.get_config()))
 
 
@@ -25,12 +22,17 @@ def test_no_field_is_none():
   assert [name for name, value in _FIELDS.items() if value is None] == []
 
 
-@pytest.mark.parametrize('name', _NAMES)
+@pytest.mark.parametrize('name', CONFIGS)
 def test_a_config_only_changes_fields(name):
-  module = importlib.import_module(f'configs.{name}')
-  found = dict(cli._fields(module.get_config()))
+  module = importlib.import_module(f'configs.{name.partition(":")[0]}')
+  found = dict(cli._fields(CONFIGS[name]))
   assert list(found) == list(_FIELDS)
   assert [type(v) for v in found.values()] == [
     type(v) for v in _FIELDS.values()
   ]
-  assert f'--config=configs/{name}.py' in module.__doc__
+  assert f'--config=configs/{name.replace(":", ".py:")}' in module.__doc__
+
+
+def test_variant_that_does_not_exist():
+  with pytest.raises(ValueError, match="'papper'; did you mean 'paper'"):
+    importlib.import_module('configs.mnist').get_config('papper')

@@ -1,24 +1,23 @@
 """Shapes, parameter counts, laterals, dropout."""
 
-import importlib
-import pathlib
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import CONFIGS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crosr_jax import models
 from crosr_jax.models import backbones, dhrnet, layers
 
-_CONFIG_FILES = sorted(
-  path.stem
-  for path in pathlib.Path(ROOT / 'configs').glob('*.py')
-  if path.stem != 'common'
-)
 # Trained numbers of the net of every config: image shape, classes, count.
-_PARAMETERS = {'digits': ((8, 8, 1), 7, 116_520)}
+_PARAMETERS = {
+  'digits': ((8, 8, 1), 7, 116_520),
+  'mnist': ((28, 28, 1), 10, 362_695),
+  'mnist:paper': ((28, 28, 1), 10, 1_420_707),
+}
 
 _FIELDS = {'backbone': 'digits_cnn', 'width': 4, 'dropout': 0.25,
            'head_dropout': 0.5, 'latent_width': 3}  # fmt: skip
@@ -41,12 +40,12 @@ def _image(generator, n=6, shape=(8, 8, 1)):
 
 
 def test_every_config_has_a_row():
-  assert sorted(_PARAMETERS) == _CONFIG_FILES
+  assert list(_PARAMETERS) == list(CONFIGS)
 
 
 @pytest.mark.parametrize('name', _PARAMETERS)
 def test_parameters_of_a_config(name):
-  config = importlib.import_module(f'configs.{name}').get_config()
+  config = CONFIGS[name]
   shape, num_classes, count = _PARAMETERS[name]
   _, variables = _net(shape, num_classes, **config.model)
   assert _count(variables) == count
@@ -161,6 +160,32 @@ def test_dropout_of_almost_everything():
   keys = jax.random.split(jax.random.key(1), 2)
   out = layers.Dropout(0.999999).apply({}, jnp.ones((2, 100)), keys)
   assert np.isfinite(out).all()
+
+
+@jax.jit
+def _pools(x, back):
+  """Value and gradient of our pool and of Flax's."""
+
+  def of_flax(x):
+    return nn.max_pool(x, (2, 2), (2, 2), padding='SAME')
+
+  found = [jax.vjp(pool, x) for pool in (layers.max_pool, of_flax)]
+  return [(value, gradient(back)[0]) for value, gradient in found]
+
+
+@settings(max_examples=15)
+@given(
+  height=st.integers(1, 5), width=st.integers(1, 5), seed=st.integers(0, 999)
+)
+def test_pool_and_its_gradient_are_those_of_flax(height, width, seed):
+  generator = np.random.default_rng(seed)
+  # Few values, so that windows have ties; odd sizes have cut windows.
+  x = generator.integers(-2, 3, (20, height, width, 3)).astype(np.float32)
+  out = (20, (height + 1) // 2, (width + 1) // 2, 3)
+  back = generator.normal(size=out).astype(np.float32)
+  ours, expected = _pools(x, back)
+  np.testing.assert_array_equal(ours[0], expected[0])
+  np.testing.assert_array_equal(ours[1], expected[1])
 
 
 def test_odd_sizes_pool_every_pixel():

@@ -73,11 +73,10 @@ class _Builder(
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+    # One after the other: nobody writes any more once one has failed.
     paths = self._local or {
-      name: pathlib.Path(path)
-      for name, path in dl_manager.download(
-        {name: file.url for name, file in self._spec.files.items()}
-      ).items()
+      name: pathlib.Path(dl_manager.download(file.url))
+      for name, file in self._spec.files.items()
     }
     found = raw.READERS[self.name](self._spec, paths)
     self.info.features['label'].names = list(found.class_names)

@@ -1,0 +1,135 @@
+"""The main job on real MNIST and Omniglot: a slice of the training."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import needs_raw
+
+from crosr_jax import data
+from crosr_jax.data import duplicates, prepared
+
+pytestmark = needs_raw
+
+_SETS = (
+  'omniglot', 'omniglot:nearest', 'omniglot:mnist_style', 'omniglot:dark',
+  'mnist_noise', 'mnist_noise:sum', 'noise',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def there(raw_data, data_dir):
+  """Both data sets, prepared."""
+  for name in ('mnist', 'omniglot'):
+    prepared.prepare(name, data_dir, raw_data)
+  return data_dir
+
+
+@pytest.fixture(scope='module')
+def benchmark(there):
+  return data.load(
+    seed=0,
+    data_dir=there,
+    name='mnist',
+    unknown_classes=(),
+    test_share=0.0,
+    select_share=0.05,
+    calibrate_share=0.05,
+    evaluation_seed=0,
+    unknown_sets=_SETS,
+    max_unknown=10_000,
+  )
+
+
+def test_counts(benchmark):
+  counts = {name: len(image) for name, image, _ in benchmark.parts()}
+  assert counts['test'] == 10_000
+  assert sum(counts[n] for n in ('train', 'select', 'calibrate')) == 60_000
+  assert [counts[name] for name in benchmark.unknown] == [10_000] * 7
+
+
+def test_polarity(benchmark):
+  """Ink is bright on black in known and unknown images alike."""
+  for name, image, _ in benchmark.parts():
+    background = np.median(image, axis=(1, 2, 3))
+    if 'noise' in name:
+      assert 120 < background.mean() < 160, name
+    elif name == 'omniglot_dark':
+      assert (background == 255).all()
+    else:
+      assert (background == 0).all(), name
+
+
+def test_no_image_is_known_and_unknown(benchmark):
+  found = duplicates.count((n, image) for n, image, _ in benchmark.parts())
+  for pair in found:
+    first, _, second = pair.partition(', ')
+    # Two recipes may draw one character alike; nothing else meets its like.
+    assert (
+      (first.startswith('omniglot')
+      and second.startswith('omniglot'))
+      or (not second and first in benchmark.unknown)
+    ), found
+
+
+def test_main_job(environment, root, there, benchmark, tmp_path):
+  process = subprocess.run(
+    [
+      *(sys.executable, '-m', 'crosr_jax.main', '--config=configs/mnist.py'),
+      *(f'--data_dir={there}', f'--workdir={tmp_path}'),
+      *('--config.model.width=8', '--config.train.num_steps=250'),
+      *('--config.train.checkpoint_every=250', '--config.train.batch_size=64'),
+      '--config.report.pictures=False',
+    ],
+    cwd=root,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['closed_set_accuracy'] > 0.9
+  assert list(report['unknown']) == [
+    'omniglot', 'mnist_noise', 'noise', 'omniglot_mnist_style',
+    'mnist_noise_sum',
+  ]  # fmt: skip
+  for name, row in report['unknown'].items():
+    assert row['n_known'] == row['n_unknown'] == 10_000
+    assert row['recipe'] == benchmark.unknown[name].recipe
+    assert row['crosr']['auroc'] > 0.8, name
+    # The mean of the pixels gives a noise set away.
+    easy = row['trivial']['mean_pixel']['auroc']
+    assert (easy > 0.999) == ('noise' in name)
+  # Other unknowns are scored without training again.
+  again = subprocess.run(
+    [*process.args, "--config.evaluation.unknown_sets=('omniglot:dark',)"],
+    cwd=root,
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert again.returncode == 0, again.stderr
+  assert 'first step' not in again.stderr
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert list(report['unknown']) == ['omniglot_dark']
+
+
+def test_data_that_is_not_there(environment, root, tmp_path):
+  process = subprocess.run(
+    [
+      *(sys.executable, '-m', 'crosr_jax.main', '--config=configs/mnist.py'),
+      *(f'--data_dir={tmp_path / "none"}', f'--workdir={tmp_path / "run"}'),
+    ],
+    cwd=root,
+    # No network, whatever this machine has.
+    env={**environment, 'https_proxy': 'http://127.0.0.1:9', 'no_proxy': ''},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 1
+  lines = [x for x in process.stderr.splitlines() if x.startswith('error: ')]
+  assert len(lines) == 1 and 'Traceback' not in process.stderr
+  assert 'python -m crosr_jax.prepare mnist' in lines[0]
+  assert '--manual_dir=' in lines[0]
