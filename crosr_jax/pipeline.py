@@ -96,6 +96,7 @@ def run(
   """
   _check(config)
   with _opened(config, name, workdir):
+    logging.info('reading %s', config.data.name)
     benchmark = data.load(
       seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
     )

@@ -225,8 +225,8 @@ def _local_files(
   if not manual_dir.is_dir():
     there = 'is a file, no folder' if manual_dir.exists() else 'does not exist'
     raise types.UsageError(f'--manual_dir={manual_dir} {there}')
-  folder = manual_dir / name if (manual_dir / name).is_dir() else manual_dir
   try:
+    folder = manual_dir / name if (manual_dir / name).is_dir() else manual_dir
     names = sorted(path.name for path in folder.iterdir())
   except OSError as error:
     raise types.UsageError(
@@ -247,8 +247,6 @@ def _local_files(
         f'{folder} has no {file}{hint}{holds}; {name} is made of '
         f'{_listing(spec)}, see {spec.homepage}'
       )
-    if not os.access(path, os.R_OK):
-      raise types.UserError(f'{path} cannot be read: permission denied')
     found[file] = path
   return found
 
