@@ -50,7 +50,26 @@ def define_data_dir() -> flags.FlagHolder:
 def path_of_data(data_dir: flags.FlagHolder) -> pathlib.Path:
   """What --data_dir was given, or its default."""
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return pathlib.Path(data_dir.value or default).expanduser()
+  return folder('data_dir', data_dir.value or default)
+
+
+def folder(flag: str, value: str) -> pathlib.Path:
+  """The folder that a flag names, which need not exist yet.
+
+  Raises:
+    UsageError: where it can be none.
+  """
+  if '://' in value:
+    raise types.UsageError(
+      f'--{flag}={value}: only folders of this machine can be used as yet'
+    )
+  try:
+    path = pathlib.Path(value).expanduser()
+  except RuntimeError as error:
+    raise types.UsageError(f'--{flag}={value}: {error}') from None
+  if path.exists() and not path.is_dir():
+    raise types.UsageError(f'--{flag}={value} is a file, not a folder')
+  return path
 
 
 def run(

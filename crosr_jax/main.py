@@ -7,8 +7,6 @@ with other `evaluation`, `weibull`, `scorer` and `report` fields. Any field is
 overridden by --config.<field>=VALUE. The report is <workdir>/report.html.
 """
 
-import pathlib
-
 from absl import flags
 
 from crosr_jax import cli
@@ -29,7 +27,7 @@ def main() -> None:
   from crosr_jax import pipeline
 
   name = cli.config_name()
-  workdir = pathlib.Path(_WORKDIR.value or f'runs/{name}').expanduser()
+  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
   result = pipeline.run(
     _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)
   )

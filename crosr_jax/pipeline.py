@@ -142,8 +142,6 @@ def _opened(
   if config.deterministic:
     flag = '--xla_gpu_deterministic_ops=true'
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
-  if workdir.exists() and not workdir.is_dir():
-    raise types.UsageError(f'--workdir={workdir} is a file, not a folder')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     for folder in (workdir, workdir / 'figures'):

@@ -11,8 +11,6 @@ Data sets: mnist (11.6 MB to download, four idx files), omniglot (15.9 MB, two
 zips).
 """
 
-import pathlib
-
 from absl import flags
 
 from crosr_jax import cli, types
@@ -36,14 +34,11 @@ def main(names: list[str]) -> None:
     )
   for name in names:
     types.check_choice('data set', name, catalog.DATA_SETS)
-  manual = _MANUAL_DIR.value
+  data_dir, manual_dir = cli.path_of_data(_DATA_DIR), None
+  if _MANUAL_DIR.value:
+    manual_dir = cli.folder('manual_dir', _MANUAL_DIR.value)
   for name in dict.fromkeys(names):
-    folder = prepared.prepare(
-      name,
-      cli.path_of_data(_DATA_DIR),
-      pathlib.Path(manual).expanduser() if manual else None,
-    )
-    print(f'{prepared.summary(name)}\n  Prepared in {folder}')
+    print(prepared.prepare(name, data_dir, manual_dir))
 
 
 if __name__ == '__main__':

@@ -118,6 +118,7 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
     ({'calibrate_share': float('nan')}, 'data.calibrate_share.*nan'),
     ({'test_share': 0.999}, 'leaves no sample of class 0'),
     ({'unknown_sets': ('nose',)}, "unknown_sets.* did you mean 'noise'"),
+    ({'unknown_sets': (1,)}, "unknown_sets .* got '1'"),
     ({'unknown_sets': ('noise:dark',)}, "recipe of noise .* got 'dark'"),
     (
       {'unknown_sets': ('omniglot:mnist',)},

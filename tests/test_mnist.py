@@ -88,6 +88,7 @@ def test_main_job(environment, root, there, benchmark, tmp_path):
     text=True,
   )
   assert process.returncode == 0, process.stderr
+  assert 'first step' in process.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['closed_set_accuracy'] > 0.9
   assert list(report['unknown']) == [

@@ -19,10 +19,12 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import needs_raw
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from crosr_jax import types
-from crosr_jax.data import builders, catalog, prepared, sources
+from crosr_jax.data import builders, catalog, prepared, raw, sources
 
 _MNIST = tuple(catalog.DATA_SETS['mnist'].files)
 
@@ -46,7 +48,7 @@ def _idx(array):
 def mnist(tmp_path, monkeypatch, generator):
   """A folder as MNIST's publisher has it, of a few digits; its images."""
   folder, images, parts = tmp_path / 'raw', {}, {}
-  folder.mkdir()
+  folder.mkdir(exist_ok=True)
   for i, (part, count) in enumerate((('train', 40), ('test', 20))):
     image = generator.integers(0, 256, (count, 28, 28), np.uint8)
     label = generator.integers(0, 10, count).astype(np.uint8)
@@ -62,7 +64,7 @@ def mnist(tmp_path, monkeypatch, generator):
 def omniglot(tmp_path, monkeypatch, generator):
   """Two zips as Omniglot's publisher has them, of a few drawings."""
   folder, parts, start = tmp_path / 'raw', {}, 0
-  folder.mkdir()
+  folder.mkdir(exist_ok=True)
   for part, count in (('background', 6), ('evaluation', 4)):
     images = np.where(generator.random((count, 105, 105)) < 0.05, 0, 255)
     images = images.astype(np.uint8)
@@ -85,8 +87,12 @@ def _prepare(tmp_path, name='mnist', manual='raw'):
 
 
 def _left(tmp_path):
-  """Files and folders in data_dir."""
-  return sorted(p.name for p in (tmp_path / 'data').rglob('*'))
+  """Files in data_dir, and folders that are not finished."""
+  return [
+    path.name
+    for path in (tmp_path / 'data').rglob('*')
+    if (path.is_file() and path.name != '.lock') or 'incomplete' in path.name
+  ]
 
 
 def test_mnist_comes_back_as_it_was(tmp_path, mnist):
@@ -96,7 +102,7 @@ def test_mnist_comes_back_as_it_was(tmp_path, mnist):
   (folder / _MNIST[0]).unlink()
   (folder / _MNIST[0].removesuffix('.gz')).write_bytes(plain)
   where = _prepare(tmp_path)
-  assert where == tmp_path / 'data' / 'mnist' / '1.0.0'
+  assert where == tmp_path / 'data' / 'crosr_jax' / 'mnist' / '1.0.0'
   for part, image in images.items():
     found, class_names = prepared.read('mnist', part, tmp_path / 'data')
     np.testing.assert_array_equal(found.image, image)
@@ -123,11 +129,24 @@ def test_a_folder_by_name_is_found(tmp_path, mnist):
   assert _prepare(tmp_path, manual='all').exists()
 
 
-def test_our_builders_leave_those_of_tfds_alone():
-  import tensorflow_datasets as tfds
-
-  assert tfds.builder_cls('mnist') is not builders.Mnist
-  assert 'tensorflow' not in sys.modules
+def test_what_is_not_ours_stays(tmp_path, mnist):
+  """TFDS's own sets of the same names, and what it is preparing."""
+  others = [
+    tmp_path / 'data' / 'mnist' / '1.0.0' / 'dataset_info.json',
+    tmp_path / 'data' / 'mnist' / 'incomplete.ABCDEF_3.0.1' / 'x',
+  ]
+  for other in others:
+    other.parent.mkdir(parents=True)
+    other.write_text('{}')
+  _prepare(tmp_path)
+  assert all(other.read_text() == '{}' for other in others)
+  code = (
+    'from crosr_jax.data import builders\n'
+    'import sys, tensorflow_datasets as tfds\n'
+    'assert tfds.builder_cls("mnist") is not builders.Mnist\n'
+    'assert "tensorflow" not in sys.modules\n'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def _truncate(path):
@@ -165,7 +184,8 @@ def _rename(path):
     (_alter, 'are not the published ones .SHA-256 '),
     (_shorten, r'is truncated: \d+ of \d+ bytes'),
     (_lengthen, 'holds more than its header tells'),
-    (lambda p: p.write_bytes(b''), 'is truncated: 0 of|is no idx file'),
+    (lambda p: p.write_bytes(b''), 'is no idx file'),
+    (lambda p: p.write_bytes(b'\0\0\x08'), 'is no idx file'),
     (lambda p: p.write_bytes(b'<html>'), 'is no idx file'),
     (lambda p: p.unlink(), 'has no .*; mnist is made of'),
   ],
@@ -248,10 +268,10 @@ def test_omniglot_that_is_no_zip(tmp_path, omniglot):
 
 
 def test_manual_dir_that_cannot_be_used(tmp_path, mnist):
-  with pytest.raises(types.UsageError, match=r'manual_dir=.*does not exist'):
+  with pytest.raises(types.UsageError, match=r'manual_dir=.*No such file'):
     _prepare(tmp_path, manual='nowhere')
   (tmp_path / 'file').touch()
-  with pytest.raises(types.UsageError, match=r'manual_dir=.*is a file'):
+  with pytest.raises(types.UsageError, match=r'manual_dir=.*Not a directory'):
     _prepare(tmp_path, manual='file')
   (tmp_path / 'empty').mkdir()
   with pytest.raises(types.UserError, match=r'empty has no train.*it is empty'):
@@ -287,12 +307,81 @@ def test_a_missing_record_file_is_damage(tmp_path, mnist):
     prepared.read('mnist', 'test', tmp_path / 'data')
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path, mnist):
-  stale = tmp_path / 'data' / 'mnist' / 'incomplete.ABCDEF_1.0.0'
+def test_a_passing_error_is_no_damage(tmp_path, mnist, monkeypatch):
+  folder = _prepare(tmp_path)
+
+  def too_many(*_, **__):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(builders.Mnist, 'as_data_source', too_many)
+    with pytest.raises(OSError, match='Too many open files'):
+      _prepare(tmp_path)
+  assert next(folder.glob('*.array_record*')).stat().st_size
+
+
+def test_a_damaged_set_stays_until_there_is_a_new_one(tmp_path, mnist):
+  folder = _prepare(tmp_path)
+  (folder / 'label.labels.txt').write_text('x')
+  next(folder.glob('*-test.array_record*')).unlink()
+  _truncate(mnist[0] / _MNIST[0])
+  with pytest.raises(types.UserError, match='is truncated or damaged'):
+    _prepare(tmp_path)
+  assert (folder / 'label.labels.txt').read_text() == 'x'
+  assert not [n for n in _left(tmp_path) if 'incomplete' in n]
+
+
+def test_what_a_killed_process_left_is_not_read(tmp_path, mnist):
+  folder = tmp_path / 'data' / 'crosr_jax' / 'mnist'
+  stale = folder / 'incomplete.ABCDEF_1.0.0'
   stale.mkdir(parents=True)
   (stale / 'mnist-train.array_record-00000-of-00001').write_bytes(b'half')
   _prepare(tmp_path)
-  assert not stale.exists()
+  assert [p.name for p in folder.iterdir() if p.is_dir()] == ['1.0.0']
+  found, _ = prepared.read('mnist', 'train', tmp_path / 'data')
+  np.testing.assert_array_equal(found.image, mnist[1]['train'])
+
+
+@settings(
+  max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+  name=st.sampled_from(['idx', 'gz', 'zip']),
+  place=st.floats(0, 1),
+  byte=st.integers(0, 255),
+  cut=st.booleans(),
+)
+def test_any_damage_is_one_line(tmp_path, damaged, name, place, byte, cut):
+  path, content, read = damaged[name]
+  at = min(int(place * len(content)), len(content) - 1)
+  end = content[at + 1 :] if not cut else b''
+  path.write_bytes(content[:at] + bytes([byte]) + end)
+  try:
+    read()
+  except types.UserError as error:
+    assert str(path) in str(error)
+
+
+@pytest.fixture
+def damaged(tmp_path, mnist, omniglot):
+  """Files, what they hold, and what reads them."""
+  folder = tmp_path / 'raw'
+  plain = tmp_path / 'idx'
+  plain.write_bytes(gzip.decompress((folder / _MNIST[3]).read_bytes()))
+  specs = catalog.DATA_SETS
+  zips = {name: folder / name for name in specs['omniglot'].files}
+  sources_of = {
+    'idx': (plain, lambda: raw.read_idx(plain, (20,))),
+    'gz': (
+      folder / _MNIST[3],
+      lambda: raw.read_idx(folder / _MNIST[3], (20,)),
+    ),
+    'zip': (
+      zips['images_evaluation.zip'],
+      lambda: raw.omniglot(specs['omniglot'], zips),
+    ),
+  }
+  return {n: (p, p.read_bytes(), read) for n, (p, read) in sources_of.items()}
 
 
 def test_full_disk(tmp_path, mnist, monkeypatch):
@@ -319,8 +408,9 @@ def test_two_at_once(tmp_path, mnist, caplog):
   def work():
     results.append(_prepare(tmp_path))
 
-  (tmp_path / 'data').mkdir()
-  handle = os.open(tmp_path / 'data', os.O_RDONLY)
+  lock = tmp_path / 'data' / 'crosr_jax' / 'mnist' / '.lock'
+  lock.parent.mkdir(parents=True)
+  handle = os.open(lock, os.O_RDWR | os.O_CREAT)
   fcntl.flock(handle, fcntl.LOCK_EX)
   threads = [threading.Thread(target=work) for _ in range(2)]
   for thread in threads:
@@ -332,7 +422,7 @@ def test_two_at_once(tmp_path, mnist, caplog):
     thread.join()
   assert len(results) == 2
   assert caplog.text.count('another process prepares') == 2
-  assert caplog.text.count('is prepared already') == 1
+  assert caplog.text.count('writing mnist train 40/40') == 1
   assert not [n for n in _left(tmp_path) if 'incomplete' in n]
 
 
@@ -343,9 +433,18 @@ class _Server(http.server.ThreadingHTTPServer):
     pass
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _Publisher(http.server.SimpleHTTPRequestHandler):
+  stalls = threading.Event()
+
   def log_message(self, *_):
     pass
+
+  def copyfile(self, source, outputfile):
+    outputfile.write(source.read(10))
+    if not self.stalls.is_set():
+      outputfile.write(source.read())
+    else:
+      time.sleep(1.5)
 
 
 @pytest.fixture
@@ -354,7 +453,7 @@ def published(mnist, monkeypatch):
   folder, images = mnist
 
   def handler(*arguments):
-    return _Quiet(*arguments, directory=str(folder))
+    return _Publisher(*arguments, directory=str(folder))
 
   server = _Server(('127.0.0.1', 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -394,7 +493,16 @@ def test_download_that_is_not_as_published(tmp_path, published):
 
 def test_download_that_is_gone(tmp_path, published):
   (published[0] / _MNIST[1]).unlink()
-  with pytest.raises(types.UserError, match=r'download failed: .*labels.* 404'):
+  with pytest.raises(prepared.DownloadError, match=r'labels.*gz: 404'):
+    prepared.prepare('mnist', tmp_path / 'data')
+  assert _left(tmp_path) == []
+
+
+def test_download_that_stalls(tmp_path, published, monkeypatch):
+  monkeypatch.setattr(prepared, '_SECONDS_OF_SILENCE', 0.3)
+  monkeypatch.setattr(_Publisher, 'stalls', threading.Event())
+  _Publisher.stalls.set()
+  with pytest.raises(prepared.DownloadError, match=r'train-images.*timed out'):
     prepared.prepare('mnist', tmp_path / 'data')
   assert _left(tmp_path) == []
 
@@ -405,8 +513,8 @@ def test_no_network(tmp_path, published):
   begin = time.monotonic()
   with pytest.raises(
     types.UserError,
-    match='mnist is not prepared in .* and cannot be downloaded .*does not '
-    r'answer.*fetch train-images.* run: python -m crosr_jax\.prepare mnist '
+    match='mnist is not prepared in .* and cannot be downloaded .*refused'
+    r'.*fetch train-images.* run: python -m crosr_jax\.prepare mnist '
     '--data_dir=.* --manual_dir=FOLDER',
   ):
     sources.mnist(tmp_path / 'data')
@@ -425,9 +533,12 @@ def _command(environment, *arguments, **options):
   [
     ([], 2, ['name a data set', 'mnist, omniglot']),
     (['minst'], 2, ["'minst'", "did you mean 'mnist'?"]),
-    (['mnist', '--manual_dir=/nowhere'], 2, ['/nowhere does not exist']),
+    (['mnist', '--manual_dir=/nowhere'], 2, ['/nowhere', 'No such file']),
+    (['mnist', '--manual_dir=setup.cfg'], 2, ['setup.cfg is a file']),
     (['mnist', '--manualdir=x'], 2, ['manualdir']),
-    (['mnist', '--data_dir=setup.cfg'], 1, ['setup.cfg']),
+    (['mnist', '--data_dir=setup.cfg'], 2, ['setup.cfg is a file']),
+    (['mnist', '--data_dir=~nobody-here/x'], 2, ['~nobody-here/x']),
+    (['mnist', '--data_dir=gs://bucket/x'], 2, ['gs://bucket/x', 'machine']),
   ],
 )
 def test_usage_errors(environment, root, arguments, code, words):
@@ -451,17 +562,19 @@ def test_the_published_files(environment, raw_data, data_dir):
   """Prepared by a command that is killed, then by two at once; then read."""
   arguments = ('mnist', f'--manual_dir={raw_data}', f'--data_dir={data_dir}')
   killed = _command(environment, *arguments)
-  while not list(data_dir.glob('mnist/incomplete.*/*')):
+  while not list(data_dir.glob('crosr_jax/mnist/incomplete.*/*')):
     assert killed.poll() is None
     time.sleep(0.01)
   killed.send_signal(signal.SIGKILL)
   killed.communicate()
-  assert not (data_dir / 'mnist' / '1.0.0').exists()
+  folder = data_dir / 'crosr_jax' / 'mnist'
+  assert not (folder / '1.0.0').exists()
   both = [_command(environment, *arguments) for _ in range(2)]
   told = [process.communicate() for process in both]
   assert [process.returncode for process in both] == [0, 0], told
-  assert 'Creative Commons' in told[0][0] and 'LeCun' in told[0][0]
-  assert [p.name for p in (data_dir / 'mnist').iterdir()] == ['1.0.0']
+  assert 'Creative Commons' in told[0][1] and 'LeCun' in told[0][1]
+  assert told[0][0].strip() == str(folder / '1.0.0')
+  assert sorted(p.name for p in folder.iterdir()) == ['.lock', '1.0.0']
   found = sources.mnist(data_dir)
   assert found.train.image.shape == (60_000, 28, 28, 1)
   # As others count the test labels.

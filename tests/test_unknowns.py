@@ -71,6 +71,12 @@ def test_digits_on_noise(digits):
   u = np.arange(256)[:, None]
   expected = np.minimum(digits[ink][None].astype(int) + u, 255).mean()
   assert abs(total[ink].mean() - expected) < 1
+  # A smaller set is a sample of all, not their beginning.
+  few = _make(digits, 'mnist_noise', max_unknown=5)['mnist_noise'].image
+  assert len(few) == 5
+  chosen = unknowns.sample(digits, 5, 0)
+  np.testing.assert_array_equal(few[chosen > 0], chosen[chosen > 0])
+  assert not np.array_equal(chosen, digits[:5])
   # Each set has noise of its own.
   assert not np.array_equal(image[~ink], made['noise'].image[~ink])
   assert not np.array_equal(image[~ink], total[~ink])

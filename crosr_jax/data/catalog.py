@@ -127,3 +127,12 @@ DATA_SETS = {
     '2015',
   ),
 }
+
+
+def summary(name: str) -> str:
+  """Title, home, licence and citation of a data set, for a person."""
+  spec = DATA_SETS[name]
+  return (
+    f'{spec.title}\n  Home: {spec.homepage}\n  Licence: {spec.licence}\n'
+    f'  Cite: {spec.citation}'
+  )

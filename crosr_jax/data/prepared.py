@@ -1,31 +1,39 @@
 """Data sets on disk: prepared once, whole or not at all, then read.
 
 N samples. A prepared set is a TFDS folder of array_record files,
-<data_dir>/<name>/<version>; it is written aside and renamed, and every read is
-held against the published SHA-256.
+<data_dir>/crosr_jax/<name>/<version>: a place of our own, since TFDS uses the
+same names. It is written aside and renamed, and every read is held against the
+published SHA-256.
 """
 
 import contextlib
 import difflib
 import errno
 import fcntl
+import hashlib
 import io
 import logging
 import os
 import pathlib
+import shlex
 import shutil
 from collections.abc import Iterator
 
 import numpy as np
 
-from crosr_jax import types
+from crosr_jax import progress, types
 from crosr_jax.data import catalog, raw
 
-# Samples decoded at once.
+# Samples decoded at once, and bytes downloaded at once.
 _BLOCK = 1_000
-_SECONDS_TO_ANSWER = 10
+_CHUNK = 64 * 1024
+_SECONDS_OF_SILENCE = 20
 # What TFDS, and we, call folders that are not finished.
 _INCOMPLETE = 'incomplete.'
+
+
+class DownloadError(types.UserError):
+  """The network or the publisher's server fails."""
 
 
 def prepare(
@@ -42,30 +50,29 @@ def prepare(
       without it they are downloaded.
 
   Raises:
-    UserError: where a file is missing or not as published, the network or the
-      disk fails; one line that names it. Nothing is left behind.
+    DownloadError: where there is no manual_dir and the network fails.
+    UserError: where a file is missing or not as published, or the disk fails;
+      one line that names it. Nothing is left behind.
   """
   types.check_choice('data set', name, catalog.DATA_SETS)
   local = _local_files(name, manual_dir) if manual_dir else {}
+  logging.info('%s', catalog.summary(name))
   folder = _folder(name, data_dir)
-  data_dir.mkdir(parents=True, exist_ok=True)
-  with _lock(data_dir):
-    if folder.exists():
+  if _is_whole(name, data_dir):
+    logging.info('%s is prepared already', name)
+    return folder
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with _lock(folder.parent):
+    # Another process may have been first.
+    if not _is_whole(name, data_dir):
+      _sweep(folder.parent)
       try:
-        for part in catalog.DATA_SETS[name].parts:
-          _read_part(name, part, data_dir)
-        logging.info('%s is prepared already, in %s', name, folder)
-        return folder
-      except types.UserError as error:
-        logging.warning('%s; preparing it again', error)
-        shutil.rmtree(folder)
-    _check_space(name, data_dir)
-    try:
-      _sweep(folder.parent)
-      _build(name, data_dir, local)
-    finally:
-      _sweep(folder.parent)
-  logging.info('%s is prepared in %s', name, folder)
+        with _set_aside(folder):
+          _check_space(name, folder.parent)
+          _build(name, data_dir, local)
+      finally:
+        _sweep(folder.parent)
+  logging.info('%s is prepared', name)
   return folder
 
 
@@ -78,35 +85,44 @@ def read(
     UserError: where it is neither prepared nor can be downloaded, or is
       damaged; says what to run.
   """
-  spec = catalog.DATA_SETS[name]
+  where = shlex.quote(str(data_dir))
+  command = f'python -m crosr_jax.prepare {name} --data_dir={where}'
   if not _folder(name, data_dir).exists():
     logging.info('%s is not in %s', name, data_dir)
     try:
       prepare(name, data_dir)
-    except types.UserError as error:
+    except DownloadError as error:
+      files = ', '.join(catalog.DATA_SETS[name].files)
       raise types.UserError(
         f'data set {name} is not prepared in {data_dir} and cannot be '
-        f'downloaded ({error}); fetch {_listing(spec)} by other means and run: '
-        f'{_command(name, data_dir)} --manual_dir=FOLDER'
+        f'downloaded ({error}); fetch {files} by other means and run: '
+        f'{command} --manual_dir=FOLDER'
       ) from None
   try:
     return _read_part(name, part, data_dir)
   except types.UserError as error:
-    raise types.UserError(
-      f'{error}; prepare it again: {_command(name, data_dir)}'
-    ) from None
+    raise types.UserError(f'{error}; prepare it again: {command}') from None
 
 
 def _folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-  return data_dir / name / catalog.DATA_SETS[name].version
+  return _root(data_dir) / name / catalog.DATA_SETS[name].version
 
 
-def _command(name: str, data_dir: pathlib.Path) -> str:
-  return f'python -m crosr_jax.prepare {name} --data_dir={data_dir}'
+def _root(data_dir: pathlib.Path) -> pathlib.Path:
+  return data_dir / 'crosr_jax'
 
 
-def _listing(spec: catalog.DataSet) -> str:
-  return ', '.join(spec.files)
+def _is_whole(name: str, data_dir: pathlib.Path) -> bool:
+  """Whether the set is there, every sample as published."""
+  if not _folder(name, data_dir).exists():
+    return False
+  try:
+    for part in catalog.DATA_SETS[name].parts:
+      _read_part(name, part, data_dir)
+  except types.UserError as error:
+    logging.warning('%s; preparing it again', error)
+    return False
+  return True
 
 
 def _read_part(
@@ -116,9 +132,8 @@ def _read_part(
   from crosr_jax.data import builders
 
   spec, folder = catalog.DATA_SETS[name], _folder(name, data_dir)
-  expected = spec.parts[part]
   try:
-    builder = builders.BUILDERS[name](spec, data_dir)
+    builder = builders.BUILDERS[name](spec, _root(data_dir))
     source = builder.as_data_source(part)
     image = np.empty((len(source), *spec.image_shape), np.uint8)
     label = np.empty(len(source), np.int32)
@@ -127,15 +142,19 @@ def _read_part(
       for i, sample in zip(rows, source.__getitems__(rows), strict=True):
         image[i], label[i] = sample['image'], sample['label']
     class_names = tuple(builder.info.features['label'].names)
-  except (PermissionError, MemoryError):
-    raise
   except Exception as error:
-    # Records are read by C++ and protocol buffers, which raise what they like.
+    # Records are read by C++ and protocol buffers, which raise what they like;
+    # but what the machine fails at, or an installation, is no damage.
+    is_missing = isinstance(error, FileNotFoundError)
+    if (
+      isinstance(error, OSError | ImportError | MemoryError) and not is_missing
+    ):
+      raise
     reason = ' '.join(str(error).split())[:200]
     raise types.UserError(
       f'{folder} is damaged: {part} cannot be read ({reason})'
     ) from error
-  raw.check(expected, image, label, folder, folder)
+  raw.check(spec.parts[part], image, label, folder, folder)
   return raw.Raw(image, label), class_names
 
 
@@ -143,77 +162,87 @@ def _build(
   name: str, data_dir: pathlib.Path, local: dict[str, pathlib.Path]
 ) -> None:
   """Downloads where there are no local files, checks, writes, renames."""
-  spec = catalog.DATA_SETS[name]
-  if not local:
-    _check_network(spec)
+  spec, folder = catalog.DATA_SETS[name], _folder(name, data_dir)
+  paths = local or _download(spec, folder.parent / f'{_INCOMPLETE}downloads')
   import tensorflow_datasets as tfds
 
   from crosr_jax.data import builders
 
-  # Our own progress is shown; TFDS's bars are for a network that is slow.
+  # We show our own progress, and TFDS's page of it goes nowhere.
   tfds.disable_progress_bar()
-  builder = builders.BUILDERS[name](spec, data_dir, local)
-  config = tfds.download.DownloadConfig(
-    force_checksums_validation=True, try_download_gcs=False
-  )
-  downloads = data_dir / name / f'{_INCOMPLETE}downloads'
+  builder = builders.BUILDERS[name](spec, _root(data_dir), paths)
   with contextlib.redirect_stdout(io.StringIO()), _plain_errors(data_dir):
     builder.download_and_prepare(
-      download_dir=str(downloads), download_config=config
+      download_dir=str(folder.parent / f'{_INCOMPLETE}unused'),
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
     )
 
 
 @contextlib.contextmanager
 def _plain_errors(data_dir: pathlib.Path) -> Iterator[None]:
-  """What TFDS, its downloader and its writer raise, as one line."""
-  import requests
-  from tensorflow_datasets.core.download import download_manager, util
-
+  """A disk that fills up, as one line: the record writer tells it in words."""
   try:
     yield
-  except types.UserError:
-    raise
-  except download_manager.NonMatchingChecksumError as error:
-    url = str(error).split(',')[0].removeprefix('Artifact ')
-    raise types.UserError(
-      f'{url} is not the published file: its SHA-256 differs; try again later'
-    ) from error
-  except (requests.RequestException, util.DownloadError) as error:
-    raise types.UserError(f'download failed: {error}') from error
   except Exception as error:
-    # The record writer is C++ and tells a full disk in words.
-    text = ' '.join(str(error).split())
-    is_full = getattr(error, 'errno', 0) == errno.ENOSPC
-    if not is_full and os.strerror(errno.ENOSPC) not in text:
-      raise
-    raise types.UserError(
-      f'{data_dir}: {os.strerror(errno.ENOSPC)}; make room, or take another '
-      '--data_dir'
-    ) from error
+    text = f'{getattr(error, "strerror", "")} {error}'
+    for number in (errno.ENOSPC, errno.EDQUOT):
+      if os.strerror(number) in text:
+        raise types.UserError(
+          f'{data_dir}: {os.strerror(number)}; make room, or take another '
+          '--data_dir'
+        ) from error
+    raise
 
 
-def _check_network(spec: catalog.DataSet) -> None:
-  """Fails in seconds where TFDS would try for minutes."""
+def _download(
+  spec: catalog.DataSet, folder: pathlib.Path
+) -> dict[str, pathlib.Path]:
+  """Fetches the publisher's files into a folder, held against SHA-256."""
+  # Costs a tenth of a second, and only those who download should pay it.
   import requests
 
-  url = next(iter(spec.files.values())).url
-  size = sum(file.size for file in spec.files.values())
-  logging.info('downloading %.1f MB from %s', size / 1e6, url)
-  try:
-    requests.head(
-      url, timeout=_SECONDS_TO_ANSWER, allow_redirects=True
-    ).raise_for_status()
-  except requests.RequestException as error:
-    reason = error.args[0] if error.args else error
-    reason = getattr(reason, 'reason', reason)
-    raise types.UserError(f'{url} does not answer: {reason}') from error
+  folder.mkdir()
+  total, done = sum(file.size for file in spec.files.values()), 0
+  paths = {}
+  with progress.bar('downloading bytes', total) as show:
+    for name, file in spec.files.items():
+      paths[name], digest = folder / name, hashlib.sha256()
+      logging.info('downloading %s', file.url)
+      try:
+        with requests.get(
+          file.url, stream=True, timeout=_SECONDS_OF_SILENCE
+        ) as response:
+          response.raise_for_status()
+          with paths[name].open('wb') as out:
+            for chunk in response.iter_content(_CHUNK):
+              out.write(chunk)
+              digest.update(chunk)
+              done += len(chunk)
+              show(min(done, total))
+              if out.tell() > file.size:
+                break
+      except requests.RequestException as error:
+        raise DownloadError(f'{file.url}: {_reason(error)}') from error
+      if digest.hexdigest() != file.sha256:
+        raise DownloadError(
+          f'{file.url} is not the published file: {paths[name].stat().st_size} '
+          f'of {file.size} bytes, SHA-256 {digest.hexdigest()[:12]}...'
+        )
+  return paths
 
 
-def _check_space(name: str, data_dir: pathlib.Path) -> None:
-  free, needed = shutil.disk_usage(data_dir).free, catalog.DATA_SETS[name].space
+def _reason(error: BaseException) -> BaseException:
+  """The innermost of the errors that `requests` wraps."""
+  inner = error.args[0] if error.args else None
+  inner = getattr(inner, 'reason', inner)
+  return _reason(inner) if isinstance(inner, BaseException) else error
+
+
+def _check_space(name: str, folder: pathlib.Path) -> None:
+  free, needed = shutil.disk_usage(folder).free, catalog.DATA_SETS[name].space
   if free < needed:
     raise types.UserError(
-      f'{data_dir} has {free / 1e6:.1f} MB free, preparing {name} takes '
+      f'{folder} has {free / 1e6:.1f} MB free, preparing {name} takes '
       f'{needed / 1e6:.0f} MB; make room, or take another --data_dir'
     )
 
@@ -222,9 +251,6 @@ def _local_files(
   name: str, manual_dir: pathlib.Path
 ) -> dict[str, pathlib.Path]:
   """The publisher's files by name; a .gz may be unpacked already."""
-  if not manual_dir.is_dir():
-    there = 'is a file, no folder' if manual_dir.exists() else 'does not exist'
-    raise types.UsageError(f'--manual_dir={manual_dir} {there}')
   try:
     folder = manual_dir / name if (manual_dir / name).is_dir() else manual_dir
     names = sorted(path.name for path in folder.iterdir())
@@ -245,39 +271,39 @@ def _local_files(
       holds = '' if names else ', it is empty'
       raise types.UserError(
         f'{folder} has no {file}{hint}{holds}; {name} is made of '
-        f'{_listing(spec)}, see {spec.homepage}'
+        f'{", ".join(spec.files)}, see {spec.homepage}'
       )
     found[file] = path
   return found
 
 
 @contextlib.contextmanager
-def _lock(data_dir: pathlib.Path) -> Iterator[None]:
+def _lock(folder: pathlib.Path) -> Iterator[None]:
   """One process at a time; the lock ends with its holder, however it ends."""
-  handle = os.open(data_dir, os.O_RDONLY)
-  try:
+  with (folder / '.lock').open('w') as file:
     try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      logging.info('another process prepares data in %s: waiting', data_dir)
-      fcntl.flock(handle, fcntl.LOCK_EX)
+      logging.info('another process prepares it: waiting')
+      fcntl.flock(file, fcntl.LOCK_EX)
     yield
-  finally:
-    os.close(handle)
+
+
+@contextlib.contextmanager
+def _set_aside(folder: pathlib.Path) -> Iterator[None]:
+  """A damaged set gives way to a new one, and comes back if there is none."""
+  aside = folder.with_name(f'{_INCOMPLETE}damaged')
+  if folder.exists():
+    folder.rename(aside)
+  try:
+    yield
+  except BaseException:
+    if aside.exists():
+      aside.rename(folder)
+    raise
 
 
 def _sweep(folder: pathlib.Path) -> None:
   """Removes what was not finished; the lock is held, so nobody works there."""
   for path in folder.glob(f'{_INCOMPLETE}*'):
     shutil.rmtree(path, ignore_errors=True)
-  with contextlib.suppress(OSError):
-    folder.rmdir()  # only where it is empty
-
-
-def summary(name: str) -> str:
-  """Title, home, licence and citation, for a person."""
-  spec = catalog.DATA_SETS[name]
-  return (
-    f'{spec.title}\n  Home: {spec.homepage}\n  Licence: {spec.licence}\n'
-    f'  Cite: {spec.citation}'
-  )

@@ -6,6 +6,7 @@ N samples, H x W pixels, C channels.
 import gzip
 import hashlib
 import io
+import logging
 import math
 import pathlib
 import re
@@ -120,7 +121,8 @@ def read_idx(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
 def _what_idx(content: bytes, shape: tuple[int, ...]) -> str:
   """What a file holds that does not begin as it should."""
   expected = ' x '.join(map(str, shape))
-  if content[:3] != b'\0\0\x08' or len(content) < 4 + 4 * content[3]:
+  is_idx = content[:3] == b'\0\0\x08' and len(content) > 3
+  if not is_idx or len(content) < 4 + 4 * content[3]:
     return f'is no idx file of {expected} bytes; fetch it again'
   found = struct.unpack_from(f'>{content[3]}I', content, 4)
   return (
@@ -177,10 +179,13 @@ def _read_zip(path: pathlib.Path, count: int) -> dict[str, bytes]:
       if any(m.file_size > _LARGEST_DRAWING for m in members):
         raise types.UserError(f'{path} holds files too large for a drawing')
       return {m.filename: archive.read(m) for m in members}
+  except (types.UserError, FileNotFoundError, PermissionError):
+    raise
   except (
-    *(zipfile.BadZipFile, EOFError, zlib.error),
-    # Packed in a way, or with a password, that the publisher does not use.
-    *(NotImplementedError, RuntimeError),
+    # Whatever damage makes of lengths and offsets, and packings or passwords
+    # that the publisher does not use.
+    *(zipfile.BadZipFile, EOFError, zlib.error, OSError, ValueError),
+    *(struct.error, NotImplementedError, RuntimeError),
   ):
     raise types.UserError(
       f'{path} is truncated or damaged; fetch it again'
@@ -195,8 +200,11 @@ def _decode(
     with Image.open(io.BytesIO(content), formats=['PNG']) as opened:
       if opened.size == (shape[1], shape[0]):
         return np.asarray(opened.convert('L'))[..., None]
-  except (OSError, SyntaxError):
-    pass
+  except MemoryError:
+    raise
+  except Exception as error:
+    # Damage shows as any of a dozen errors of Pillow's.
+    logging.debug('%s: %s', name, error)
   raise types.UserError(
     f'{path}: {name} is no drawing of {shape[1]} x {shape[0]} pixels'
   )

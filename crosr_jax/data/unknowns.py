@@ -77,7 +77,9 @@ def make(
   """
   check(entries)
   made: dict[str, Unknown] = {}
-  start: dict[tuple[str, str] | None, np.ndarray] = {None: known[:max_unknown]}
+  start: dict[tuple[str, str] | None, np.ndarray] = {
+    None: sample(known, max_unknown, seed)
+  }
   for name, recipe in map(_split, entries):
     found = SETS[name]
     if found.start and found.start not in start:
@@ -98,7 +100,7 @@ def sample(image: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def _split(entry: str) -> tuple[str, str]:
   """'set:recipe' -> its parts, checked."""
-  name, _, recipe = entry.partition(':')
+  name, _, recipe = str(entry).partition(':')
   types.check_choice('evaluation.unknown_sets', name, SETS)
   default = next(iter(SETS[name].recipes))
   types.check_choice(

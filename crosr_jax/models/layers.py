@@ -50,7 +50,8 @@ def conv(features: int, size: int = 3, **kwargs: Any) -> nn.Conv:
 
 def max_pool(x: Array) -> Array:
   """2x2, stride 2; an odd row or column is pooled alone. [B, H, W, C]."""
-  # XLA's own gradient takes a sixth of a training step on CPU.
+  # XLA's own gradient takes a sixth of a training step on CPU. Ours has no
+  # forward mode (jax.jvp).
   return jax.lax.platform_dependent(x, cpu=_max_pool_for_cpu, default=_max_pool)
 
 

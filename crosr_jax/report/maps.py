@@ -13,7 +13,7 @@ from crosr_jax.report import style
 
 Material = material_lib.Material
 _CLASSES = 20  # drawn, at most: more can be told apart neither by hue nor name
-_CROSSES = ('x', '+', '1', '2', '3', '4')
+_CROSSES = ('x', '+', '1', '|', '_', '2')
 _FEWEST = 6  # points of a map
 
 
@@ -69,12 +69,15 @@ def _balanced(
 ) -> dict[str, np.ndarray]:
   """Row numbers of 'test' (of those classes) and of each unknown set."""
   names = material_lib.unknown_names(material)
-  share = max(1, samples // (1 + len(names)))
+  # A third for the classes, however many sets there are.
+  known = max(1, samples // min(1 + len(names), 3))
+  share = max(1, (samples - known) // max(len(names), 1))
   label = material.features['test'].label
   rows = {'test': np.flatnonzero(np.isin(label, classes))}
   rows |= {name: np.arange(len(material.activation[name])) for name in names}
   return {
-    name: material_lib.choose(rng, where, share) for name, where in rows.items()
+    name: material_lib.choose(rng, where, known if name == 'test' else share)
+    for name, where in rows.items()
   }
 
 
@@ -121,9 +124,9 @@ def _draw_known(ax: axes.Axes, point, label, classes, class_names) -> None:
 
 
 def _cross(index: int) -> dict:
-  """Marker of an unknown set: its colour, darkened nearly to black."""
+  """Marker of an unknown set: its colour, darkened, as classes are not."""
   return {
-    'color': np.multiply(style.rgb(style.unknown_colour(index)), 0.45),
+    'color': np.multiply(style.rgb(style.unknown_colour(index)), 0.6),
     'marker': _CROSSES[index % len(_CROSSES)],
     'linestyle': '',
     'markersize': 4.5,

@@ -99,7 +99,7 @@ def method_line(index: int, *, lead: bool) -> dict:
   }
 
 
-def label(name: object, limit: int = 18) -> str:
+def label(name: object, limit: int = 24) -> str:
   """A user's name as one short line that a font can draw."""
   text = str(name).encode('utf-8', 'replace').decode()
   text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
