@@ -154,7 +154,7 @@ def _read_part(
     raise types.UserError(
       f'{folder} is damaged: {part} cannot be read ({reason})'
     ) from error
-  raw.check(spec.parts[part], image, label, folder, folder)
+  raw.check(spec.parts[part], image, label, folder, folder, advice='')
   return raw.Raw(image, label), class_names
 
 

@@ -42,6 +42,8 @@ def check(
   label: np.ndarray,
   image_name: object,
   label_name: object,
+  *,
+  advice: str = '; fetch it again',
 ) -> None:
   """Raises a UserError unless these are the published samples.
 
@@ -51,6 +53,7 @@ def check(
     label: [N] int32.
     image_name: where the images are from, for the error.
     label_name: likewise.
+    advice: the end of the error.
   """
   for name, kind, array, sha256 in (
     (image_name, 'images', image, expected.image_sha256),
@@ -60,7 +63,7 @@ def check(
     if found != sha256:
       raise types.UserError(
         f'{name}: its {kind} are not the published ones (SHA-256 '
-        f'{found[:12]}..., published {sha256[:12]}...)'
+        f'{found[:12]}..., published {sha256[:12]}...){advice}'
       )
 
 
