@@ -77,12 +77,6 @@ def raw_data(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope='session')
-def data_dir(tmp_path_factory):
-  """Where tests prepare the real data sets, once."""
-  return tmp_path_factory.mktemp('data')
-
-
 def pytest_addoption(parser):
   parser.addoption(
     '--kills',

@@ -20,18 +20,19 @@ _SETS = (
 
 
 @pytest.fixture(scope='module')
-def there(raw_data, data_dir):
+def data_dir(raw_data, tmp_path_factory):
   """Both data sets, prepared."""
+  folder = tmp_path_factory.mktemp('data')
   for name in ('mnist', 'omniglot'):
-    prepared.prepare(name, data_dir, raw_data)
-  return data_dir
+    prepared.prepare(name, folder, raw_data)
+  return folder
 
 
 @pytest.fixture(scope='module')
-def benchmark(there):
+def benchmark(data_dir):
   return data.load(
     seed=0,
-    data_dir=there,
+    data_dir=data_dir,
     name='mnist',
     unknown_classes=(),
     test_share=0.0,
@@ -72,11 +73,11 @@ def test_no_image_is_known_and_unknown(benchmark):
     ), found
 
 
-def test_main_job(environment, root, there, benchmark, tmp_path):
+def test_main_job(environment, root, data_dir, benchmark, tmp_path):
   process = subprocess.run(
     [
       *(sys.executable, '-m', 'crosr_jax.main', '--config=configs/mnist.py'),
-      *(f'--data_dir={there}', f'--workdir={tmp_path}'),
+      *(f'--data_dir={data_dir}', f'--workdir={tmp_path}'),
       *('--config.model.width=8', '--config.train.num_steps=250'),
       *('--config.train.checkpoint_every=250', '--config.train.batch_size=64'),
       '--config.data.select_share=0.8',
@@ -98,7 +99,7 @@ def test_main_job(environment, root, there, benchmark, tmp_path):
   for name, row in report['unknown'].items():
     assert row['n_known'] == row['n_unknown'] == 10_000
     assert row['recipe'] == benchmark.unknown[name].recipe
-    assert row['crosr']['auroc'] > 0.8, name
+    assert row['crosr']['auroc'] > 0.65, name
     # The mean of the pixels gives a noise set away.
     easy = row['trivial']['mean_pixel']['auroc']
     assert (easy > 0.999) == ('noise' in name)

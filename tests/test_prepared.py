@@ -558,16 +558,16 @@ def test_help_names_every_data_set(environment, root):
 
 
 @needs_raw
-def test_the_published_files(environment, raw_data, data_dir):
+def test_the_published_files(environment, raw_data, tmp_path):
   """Prepared by a command that is killed, then by two at once; then read."""
-  arguments = ('mnist', f'--manual_dir={raw_data}', f'--data_dir={data_dir}')
+  arguments = ('mnist', f'--manual_dir={raw_data}', f'--data_dir={tmp_path}')
   killed = _command(environment, *arguments)
-  while not list(data_dir.glob('crosr_jax/mnist/incomplete.*/*')):
+  while not list(tmp_path.glob('crosr_jax/mnist/incomplete.*/*')):
     assert killed.poll() is None
     time.sleep(0.01)
   killed.send_signal(signal.SIGKILL)
   killed.communicate()
-  folder = data_dir / 'crosr_jax' / 'mnist'
+  folder = tmp_path / 'crosr_jax' / 'mnist'
   assert not (folder / '1.0.0').exists()
   both = [_command(environment, *arguments) for _ in range(2)]
   told = [process.communicate() for process in both]
@@ -575,7 +575,7 @@ def test_the_published_files(environment, raw_data, data_dir):
   assert 'Creative Commons' in told[0][1] and 'LeCun' in told[0][1]
   assert told[0][0].strip() == str(folder / '1.0.0')
   assert sorted(p.name for p in folder.iterdir()) == ['.lock', '1.0.0']
-  found = sources.mnist(data_dir)
+  found = sources.mnist(tmp_path)
   assert found.train.image.shape == (60_000, 28, 28, 1)
   # As others count the test labels.
   assert list(np.bincount(found.test.label)) == [
