@@ -95,6 +95,7 @@ def test_again_with_other_scorer_fields(run, finished):
   process = run(
     *_SMALL, f'--workdir={finished}', '--config.scorer.decision=tpr95',
     '--config.weibull.scaling=none', '--config.report.pictures=True',
+    "--config.evaluation.unknown_sets=('mnist_noise:sum',)",
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
   assert 'first step' not in process.stderr
@@ -102,6 +103,7 @@ def test_again_with_other_scorer_fields(run, finished):
   after = _figures(finished)
   assert after['closed_set_accuracy'] == before['closed_set_accuracy']
   assert after['known_rejected'] != before['known_rejected']
+  assert list(after['unknown']) == ['digits_unknown', 'mnist_noise_sum']
   assert (finished / 'figures' / 'map.png').exists()
 
 
@@ -120,6 +122,7 @@ def test_damaged_checkpoint_falls_back(run, finished):
   process = run(
     *_SMALL, f'--workdir={finished}', '--config.weibull.scaling=none',
     '--config.scorer.decision=tpr95',
+    "--config.evaluation.unknown_sets=('mnist_noise:sum',)",
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
   assert 'checkpoint 300 cannot be trusted' in process.stderr
