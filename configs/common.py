@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
   config.evaluation.max_unknown = 10_000
 
   config.model = ConfigDict()
-  # Classifying half: 'digits_cnn' or 'mnist_cnn'.
+  # Classifying half: 'digits_cnn', 'mnist_cnn' or 'fast_cnn'.
   config.model.backbone = 'digits_cnn'
   # Channels of its first block.
   config.model.width = 32
@@ -69,15 +69,19 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 128
   # Weight of the reconstruction error beside the cross-entropy.
   config.train.reconstruction_weight = 1.0
-  # 'sgd' (Nesterov) or 'adamw'.
+  # Share of a label that is spread evenly over all classes.
+  config.train.label_smoothing = 0.0
+  # Decay of the moving average of weights that is evaluated; 0 = none.
+  config.train.average = 0.0
+  # 'sgd' (Nesterov), 'adamw' or 'muon'.
   config.train.optimizer = 'sgd'
   # Highest learning rate of the schedule.
   config.train.learning_rate = 0.05
-  # Of 'sgd'.
+  # Of 'sgd' and 'muon'.
   config.train.momentum = 0.9
   # On weights, not on biases and norms.
   config.train.weight_decay = 5e-4
-  # 'one_cycle', 'cosine', 'halving' or 'constant'.
+  # 'one_cycle', 'cosine', 'linear', 'halving' or 'constant'.
   config.train.schedule = 'one_cycle'
   # Share of the steps in which the learning rate rises.
   config.train.warmup_share = 0.3

@@ -10,8 +10,10 @@ import optax
 
 from crosr_jax import types
 
-OPTIMIZERS = ('sgd', 'adamw')
-SCHEDULES = ('constant', 'cosine', 'one_cycle', 'halving')
+OPTIMIZERS = ('sgd', 'adamw', 'muon')
+# Of the learning rate that is right for an orthogonal matrix.
+_ADAM_SHARE = 0.05
+SCHEDULES = ('constant', 'cosine', 'linear', 'one_cycle', 'halving')
 
 
 def build(
@@ -30,12 +32,14 @@ def build(
 
   Args:
     num_steps: of the whole schedule.
-    optimizer: 'sgd' (with Nesterov momentum) or 'adamw'.
+    optimizer: 'sgd' (with Nesterov momentum), 'adamw', or 'muon' (Jordan 2024):
+      momentum whose matrices are made orthogonal, for the convolutions; the
+      rest by AdamW.
     learning_rate: the highest of the schedule.
-    momentum: of 'sgd', in [0, 1).
+    momentum: of 'sgd' and 'muon', in [0, 1).
     weight_decay: on weights, not on biases or norms; for 'sgd' added to the
       gradient.
-    schedule: 'constant'; 'cosine' to 0; 'one_cycle', cosine up and down, the
+    schedule: 'constant'; 'cosine' or 'linear' to 0; 'one_cycle', cosine up and down, the
       peak at `warmup_share`; 'halving', halved `halvings` times at equal
       distances (the authors' release: every 25 of 500 epochs).
     warmup_share: share of the steps of a linear (one_cycle: cosine) rise.
@@ -58,6 +62,16 @@ def build(
   )
   if optimizer == 'adamw':
     rule = optax.adamw(rate, weight_decay=weight_decay, mask=_is_weight)
+  elif optimizer == 'muon':
+    rule = optax.contrib.muon(
+      rate,
+      beta=momentum,
+      weight_decay=weight_decay,
+      weight_decay_mask=_is_weight,
+      adam_weight_decay=weight_decay,
+      adam_learning_rate=lambda step: _ADAM_SHARE * rate(step),
+      muon_weight_dimension_numbers=_convolutions,
+    )
   else:
     rule = optax.chain(
       optax.add_decayed_weights(weight_decay, mask=_is_weight),
@@ -82,6 +96,8 @@ def _schedule(
   rest = max(num_steps - warmup, 1)
   if schedule == 'cosine':
     main = optax.cosine_decay_schedule(peak, rest)
+  elif schedule == 'linear':
+    main = optax.linear_schedule(peak, 0.0, rest)
   elif schedule == 'halving':
     # Where steps are few, several halvings fall on one step.
     every = num_steps / (halvings + 1)
@@ -97,6 +113,12 @@ def _schedule(
     return main
   rise = optax.linear_schedule(0.0, peak, warmup)
   return optax.join_schedules([rise, main], [warmup])
+
+
+def _convolutions(params: Any) -> Any:
+  """Of each kernel [H, W, C, D], which axes are rows and columns."""
+  axes = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+  return jax.tree.map(lambda x: axes if jnp.ndim(x) == 4 else None, params)
 
 
 def _is_weight(params: Any) -> Any:

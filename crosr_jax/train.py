@@ -32,6 +32,7 @@ from crosr_jax.models import dhrnet, layers
 Array = jax.Array
 
 _STEPS_BEFORE_ESTIMATE = 20
+_IMAGES_FOR_INIT = 512
 
 
 class TrainState(NamedTuple):
@@ -41,11 +42,18 @@ class TrainState(NamedTuple):
   params: Any
   batch_stats: Any
   opt_state: Any
+  # Moving average of `trained`; () where there is none.
+  average: Any = ()
+
+  @property
+  def trained(self) -> dict[str, Any]:
+    """What the last step left."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What the net is applied with."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
+    """What the net is applied with: the average where there is one."""
+    return self.average or self.trained
 
 
 class Trained(NamedTuple):
@@ -64,11 +72,13 @@ def loss_fn(
   batch: types.Batch,
   keys: Array,
   reconstruction_weight: float,
+  label_smoothing: float,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """Cross-entropy + weight * mean squared reconstruction error.
 
   Both are means over this replica's batch; the error is over all elements of
-  the standardised image (CROSR, section 4).
+  the standardised image (CROSR, section 4). Of a label, a share
+  `label_smoothing` is spread evenly over all classes.
 
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
@@ -80,8 +90,12 @@ def loss_fn(
     train=True,
     mutable=['batch_stats'],
   )
+  num_classes = outputs.logits.shape[1]
+  target_class = (1.0 - label_smoothing) * jax.nn.one_hot(
+    batch.label, num_classes
+  ) + label_smoothing / num_classes
   cross_entropy = jnp.mean(
-    optax.softmax_cross_entropy_with_integer_labels(outputs.logits, batch.label)
+    optax.softmax_cross_entropy(outputs.logits, target_class)
   )
   right = jnp.argmax(outputs.logits, axis=1) == batch.label
   metrics = {
@@ -109,6 +123,8 @@ def replica_step(
   augmentation: Callable[[Array, Array], Array],
   key: Array,
   reconstruction_weight: float,
+  label_smoothing: float,
+  average: float,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of one replica.
 
@@ -122,6 +138,8 @@ def replica_step(
     augmentation: of images [B, H, W, C] with keys [B].
     key: of the run.
     reconstruction_weight: see `loss_fn`.
+    label_smoothing: see `loss_fn`.
+    average: decay of the moving average; 0 = none.
 
   Returns:
     The next state and the metrics, means over all replicas.
@@ -138,6 +156,7 @@ def replica_step(
     samples,
     keys,
     reconstruction_weight,
+    label_smoothing,
   )
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   metrics = jax.lax.pmean(metrics, layers.AXIS)
@@ -145,23 +164,39 @@ def replica_step(
   metrics['learning_rate'] = jnp.asarray(rate(state.step), jnp.float32)
   update, opt_state = rule.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, update)
-  return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+  state = TrainState(
+    state.step + 1, params, batch_stats, opt_state, state.average
+  )
+  return _averaged(state, average), metrics
+
+
+def _averaged(state: TrainState, decay: float) -> TrainState:
+  """The average brought up to a step; early on it forgets faster."""
+  if not decay:
+    return state
+  step = state.step.astype(jnp.float32)
+  keep = jnp.minimum(decay, step / (step + 10.0))
+  average = optax.incremental_update(state.trained, state.average, 1.0 - keep)
+  return state._replace(average=average)
 
 
 def init_state(
   model: dhrnet.DHRNet,
   rule: optax.GradientTransformation,
-  image_shape: tuple[int, ...],
+  image: np.ndarray,
   key: Array,
+  *,
+  average: float = 0.0,
 ) -> TrainState:
-  """The state before the first step, for images [H, W, C]."""
-  variables = models.init(model, image_shape, key)
-  return TrainState(
+  """The state before the first step; image and key as models.init has them."""
+  variables = models.init(model, image, key)
+  state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
     opt_state=rule.init(variables['params']),
   )
+  return state._replace(average=state.trained) if average else state
 
 
 def num_parameters(state: TrainState) -> int:
@@ -180,6 +215,8 @@ def fit(
   num_steps: int,
   batch_size: int,
   reconstruction_weight: float,
+  label_smoothing: float,
+  average: float,
   shift: int,
   flip: bool,
   log_every: int,
@@ -199,6 +236,9 @@ def fit(
     num_steps: of the whole training; schedules stretch to it.
     batch_size: over all devices.
     reconstruction_weight: see `loss_fn`.
+    label_smoothing: see `loss_fn`, in [0, 1).
+    average: decay of the moving average of weights and statistics, which is
+      then what is evaluated, in [0, 1); 0 = none.
     shift: see augment.build.
     flip: see augment.build.
     log_every: steps between rows of the history.
@@ -218,6 +258,7 @@ def fit(
     keep_checkpoints=keep_checkpoints,
   )
   _check_weight(reconstruction_weight)
+  _check_share(label_smoothing=label_smoothing, average=average)
   _check_split(batch_size)
   if shift >= min(train.image.shape[1:3]):
     raise types.UsageError(
@@ -235,10 +276,18 @@ def fit(
       augmentation=augment.build(shift=shift, flip=flip),
       key=_named(root, 'train'),
       reconstruction_weight=reconstruction_weight,
+      label_smoothing=label_smoothing,
+      average=average,
     ),
     parallel=parallel,
   )
-  state = init_state(model, rule, train.image.shape[1:], _named(root, 'init'))
+  state = init_state(
+    model,
+    rule,
+    train.image[:_IMAGES_FOR_INIT],
+    _named(root, 'init'),
+    average=average,
+  )
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
     state, record = checkpoints.restore(state) or (state, {})
     first = int(state.step)
@@ -448,6 +497,12 @@ def _check_weight(weight: float) -> None:
     raise types.UsageError(
       f'train.reconstruction_weight must be at least 0 and finite, got {weight}'
     )
+
+
+def _check_share(**fields: float) -> None:
+  for field, value in fields.items():
+    if not 0 <= value < 1:
+      raise types.UsageError(f'train.{field} must be in [0, 1), got {value}')
 
 
 def _check_split(batch_size: int) -> None:

@@ -84,14 +84,20 @@ def build(
 
 
 def init(
-  model: dhrnet.DHRNet, image_shape: Sequence[int], key: jax.Array
+  model: dhrnet.DHRNet, image: np.ndarray, key: jax.Array
 ) -> dict[str, Any]:
-  """Variables of a net before training, for images [H, W, C]."""
+  """Variables of a net before training.
+
+  Args:
+    model: the net.
+    image: [N, H, W, C] uint8, of the training data: a layer that whitens is
+      made from them, all others take no more than their shape.
+    key: of the random initialisation.
+  """
   options = None
   if jax.default_backend() == 'cpu':
     # It runs once: optimised, it compiles for 9 s instead of 1.
     options = {'xla_backend_optimization_level': 0}
-  image = jnp.zeros((1, *image_shape), jnp.uint8)
   variables = jax.jit(model.init, compiler_options=options)(key, image)
   return {'batch_stats': {}, **variables}
 

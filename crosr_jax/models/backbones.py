@@ -14,7 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from crosr_jax.models import layers
+from crosr_jax.models import fast, layers
 
 Array = jax.Array
 
@@ -89,7 +89,23 @@ def mnist_cnn(
   )
 
 
+def fast_cnn(
+  num_classes: int, width: int, dropout: float, head_dropout: float
+) -> Backbone:
+  """Seven layers for 32x32 images, the first fixed; see fast.py."""
+  del head_dropout  # Its head is one layer.
+  return Backbone(
+    blocks=(
+      fast.FastBlock(width, dropout, whiten=True),
+      fast.FastBlock(4 * width, dropout),
+      fast.FastBlock(4 * width, dropout),
+    ),
+    head=fast.PooledHead(num_classes),
+  )
+
+
 BACKBONES: dict[str, Callable[[int, int, float, float], Backbone]] = {
   'digits_cnn': digits_cnn,
   'mnist_cnn': mnist_cnn,
+  'fast_cnn': fast_cnn,
 }

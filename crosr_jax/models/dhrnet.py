@@ -84,9 +84,12 @@ class DHRNet(nn.Module):
     """g_l: a transposed convolution to the shape of the block's input."""
     _, height, width, channels = like.shape
     strides = (-(-height // x.shape[1]), -(-width // x.shape[2]))
-    # Where a block keeps the size, 1x1 would see no neighbour.
-    kernel = tuple(3 if s == 1 else s for s in strides)
-    x = nn.ConvTranspose(channels, kernel, strides, name=f'g_{level}')(x)
+    if 1 in strides:
+      # Where a block keeps the size, 1x1 would see no neighbour.
+      kernel = tuple(3 if s == 1 else s for s in strides)
+      x = nn.ConvTranspose(channels, kernel, strides, name=f'g_{level}')(x)
+    else:
+      x = layers.Upsample(channels, strides, name=f'g_{level}')(x)
     x = x[:, :height, :width]
     return nn.relu(x) if level > 0 or self.last == 'relu' else x
 
