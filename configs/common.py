@@ -26,6 +26,13 @@ def get_config() -> ConfigDict:
   config.data.name = 'digits'
   # Positions of the classes that are kept back and come as unknown.
   config.data.unknown_classes = (7, 8, 9)
+  # Known classes of each class split, all others are not known; () = none, and
+  # unknown_classes counts.
+  config.data.splits = ()
+  # Which of the splits, from 0.
+  config.data.split = 0
+  # Whether classes that are not known come as unknown; False = left out.
+  config.data.others_unknown = True
   # Share of the known samples that is the test part; 0 = the published one.
   config.data.test_share = 0.25
   # Share of the other known samples held out for choices; never trained on.
@@ -41,6 +48,9 @@ def get_config() -> ConfigDict:
   config.evaluation.unknown_sets = ('noise',)
   # Samples of each unknown set at most; a shorter set is used whole.
   config.evaluation.max_unknown = 10_000
+  # Classes of CIFAR-100 in the unknown set cifar100, for each of data.splits;
+  # () = all 100.
+  config.evaluation.cifar100_splits = ()
 
   config.model = ConfigDict()
   # Classifying half: 'digits_cnn', 'mnist_cnn' or 'fast_cnn'.

@@ -136,6 +136,15 @@ def config_name() -> str:
   return pathlib.Path(path).stem + (f'-{variant}' if variant else '')
 
 
+def run_name(config: config_dict.ConfigDict) -> str:
+  """Name of a run of one config: config_name(), and '-split<k>' if it has any.
+
+  Without it, runs of different splits would share a default workdir.
+  """
+  split = f'-split{config.data.split}' if config.data.splits else ''
+  return config_name() + split
+
+
 def _parse() -> list[str]:
   """sys.argv to FLAGS, the config's fields looked at first; what is no flag."""
   if _CONFIG_FLAG in flags.FLAGS:

@@ -16,7 +16,7 @@ _WORKDIR = flags.DEFINE_string(
   'workdir',
   '',
   'folder of the run, for checkpoints and report; default '
-  'runs/<file>[-<variant>]',
+  'runs/<file>[-<variant>][-split<k>]',
 )
 _DATA_DIR = cli.define_data_dir()
 
@@ -26,7 +26,7 @@ def main() -> None:
   # Flags are looked at before JAX is loaded: a typo is told at once.
   from crosr_jax import pipeline
 
-  name = cli.config_name()
+  name = cli.run_name(_CONFIG.value)
   workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
   result = pipeline.run(
     _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)

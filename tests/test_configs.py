@@ -33,6 +33,18 @@ def test_a_config_only_changes_fields(name):
   assert f'--config=configs/{name.replace(":", ".py:")}' in module.__doc__
 
 
+@pytest.mark.parametrize('name', [n for n in CONFIGS if CONFIGS[n].data.splits])
+def test_five_splits_that_go_together(name):
+  config = CONFIGS[name]
+  assert config.data.unknown_classes == () and config.data.split == 0
+  cifar100 = config.evaluation.cifar100_splits
+  assert len(config.data.splits) == 5 and len(cifar100) in (0, 5)
+  # CIFAR-100's classes come in place of the data set's others.
+  assert config.data.others_unknown == (not cifar100)
+  for lists in (config.data.splits, cifar100):
+    assert len({len(set(classes)) for classes in lists}) <= 1
+
+
 def test_variant_that_does_not_exist():
   with pytest.raises(ValueError, match="'papper'; did you mean 'paper'"):
     importlib.import_module('configs.mnist').get_config('papper')

@@ -14,9 +14,21 @@ from crosr_jax.models import backbones, dhrnet, layers
 
 # Trained numbers of the net of every config: image shape, classes, count.
 _PARAMETERS = {
+  'cifar10_split': ((32, 32, 3), 6, 608_745),
+  'cifar10_split:distinct': ((32, 32, 3), 6, 608_745),
+  'cifar_plus': ((32, 32, 3), 4, 608_487),
+  'cifar_plus:published10': ((32, 32, 3), 4, 608_487),
+  'cifar_plus:distinct50': ((32, 32, 3), 4, 608_487),
+  'cifar_plus:distinct10': ((32, 32, 3), 4, 608_487),
   'digits': ((8, 8, 1), 7, 116_520),
   'mnist': ((28, 28, 1), 10, 362_695),
   'mnist:paper': ((28, 28, 1), 10, 1_420_707),
+  'mnist_split': ((28, 28, 1), 6, 360_691),
+  'mnist_split:distinct': ((28, 28, 1), 6, 360_691),
+  'svhn_split': ((32, 32, 3), 6, 608_745),
+  'svhn_split:distinct': ((32, 32, 3), 6, 608_745),
+  'tinyimagenet': ((64, 64, 3), 20, 2_183_415),
+  'tinyimagenet:distinct': ((64, 64, 3), 20, 2_183_415),
 }
 
 _FIELDS = {'backbone': 'digits_cnn', 'width': 4, 'dropout': 0.25,

@@ -11,17 +11,18 @@ from typing import NamedTuple
 import numpy as np
 
 from crosr_jax import types
-from crosr_jax.data import sources, splits, unknowns
+from crosr_jax.data import sources, unknowns
+from crosr_jax.data import splits as splits_lib
 
 
 class Benchmark(NamedTuple):
   """Everything a run reads; no unknown is in the four known parts."""
 
   class_names: tuple[str, ...]  # K
-  train: splits.Labelled
-  select: splits.Labelled  # held out: recipe, epoch, tail
-  calibrate: splits.Labelled  # held out: thresholds
-  test: splits.Labelled
+  train: splits_lib.Labelled
+  select: splits_lib.Labelled  # held out: recipe, epoch, tail
+  calibrate: splits_lib.Labelled  # held out: thresholds
+  test: splits_lib.Labelled
   unknown: dict[str, unknowns.Unknown]
 
   def parts(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -45,6 +46,10 @@ def load(
   evaluation_seed: int,
   unknown_sets: Sequence[str],
   max_unknown: int,
+  splits: Sequence[Sequence[int]] = (),
+  split: int = 0,
+  others_unknown: bool = True,
+  cifar100_splits: Sequence[Sequence[int]] = (),
 ) -> Benchmark:
   """Loads a data set and splits it.
 
@@ -61,6 +66,12 @@ def load(
       training seed meets the same ones.
     unknown_sets: 'set' or 'set:recipe', see unknowns.SETS.
     max_unknown: samples of an unknown set at most; a shorter one is used whole.
+    splits: known classes of each class split, in place of unknown_classes.
+    split: position in `splits` of the one that is loaded.
+    others_unknown: whether classes that are not known come as unknown, and are
+      not left out.
+    cifar100_splits: classes of the unknown set cifar100 for each of `splits`;
+      none means all of them.
 
   Raises:
     UserError: for a value that cannot be used, with the field, and for a data
@@ -76,10 +87,15 @@ def load(
     raise types.UsageError(
       f'evaluation.max_unknown must be at least 1, got {max_unknown}'
     )
+  _check_splits(splits, split, unknown_classes, cifar100_splits)
   source = sources.SOURCES[name](data_dir)
-  rest, unknown = splits.by_class(source.train, unknown_classes)
+  names = source.train.class_names
+  if splits:
+    known = splits_lib.pick('data.splits', splits, split)
+    unknown_classes = splits_lib.others(known, len(names))
+  rest, unknown = splits_lib.by_class(source.train, unknown_classes)
   if source.test is None:
-    test, rest = splits.hold_out(
+    test, rest = splits_lib.hold_out(
       rest, 'test_share', test_share, evaluation_seed
     )
   elif test_share:
@@ -88,9 +104,9 @@ def load(
       'to 0'
     )
   else:
-    test, unknown = splits.by_class(source.test, unknown_classes)
-  select, rest = splits.hold_out(rest, 'select_share', select_share, seed)
-  calibrate, train = splits.hold_out(
+    test, unknown = splits_lib.by_class(source.test, unknown_classes)
+  select, rest = splits_lib.hold_out(rest, 'select_share', select_share, seed)
+  calibrate, train = splits_lib.hold_out(
     rest, 'calibrate_share', calibrate_share, seed
   )
   for field, share, part in (
@@ -103,21 +119,56 @@ def load(
         f'data.{field}={share} leaves that part without a sample; make it '
         'larger, or the parts drawn before it smaller'
       )
-  names = source.train.class_names
   sets = {}
-  if len(unknown):
+  if len(unknown) and others_unknown:
     chosen = sorted(set(unknown_classes))
     sets[f'{name}_unknown'] = unknowns.Unknown(
       unknowns.sample(unknown, max_unknown, evaluation_seed),
       len(chosen),
       f'{name} classes {", ".join(names[k] for k in chosen)}',
     )
+  only: dict[str, Sequence[int]] = {}
+  if cifar100_splits:
+    field = 'evaluation.cifar100_splits'
+    only['cifar100'] = splits_lib.pick(field, cifar100_splits, split)
   sets |= unknowns.make(
     unknown_sets,
     test.image,
     max_unknown=max_unknown,
     seed=evaluation_seed,
     data_dir=data_dir,
+    classes=only,
   )
-  known = splits.known_names(source.train, unknown_classes)
-  return Benchmark(known, train, select, calibrate, test, sets)
+  class_names = splits_lib.known_names(source.train, unknown_classes)
+  return Benchmark(class_names, train, select, calibrate, test, sets)
+
+
+def _check_splits(
+  splits: Sequence[Sequence[int]],
+  split: int,
+  unknown_classes: Sequence[int],
+  cifar100_splits: Sequence[Sequence[int]],
+) -> None:
+  """Raises a UsageError for fields of class splits that do not go together."""
+  if splits and unknown_classes:
+    raise types.UsageError(
+      f'data.splits and data.unknown_classes={tuple(unknown_classes)} both say '
+      'which classes are known; set one of them to ()'
+    )
+  if split and not splits:
+    raise types.UsageError(
+      f'data.split={split}, but data.splits is empty; set data.splits, or '
+      'data.split to 0'
+    )
+  if cifar100_splits and len(cifar100_splits) != len(splits):
+    raise types.UsageError(
+      f'evaluation.cifar100_splits has {len(cifar100_splits)} entries, '
+      f'data.splits {len(splits)}; give one for each split, or () for all '
+      'classes'
+    )
+  for field, entries in (
+    ('data.splits', splits),
+    ('evaluation.cifar100_splits', cifar100_splits),
+  ):
+    if entries:
+      splits_lib.pick(field, entries, split)

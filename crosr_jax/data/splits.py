@@ -1,5 +1,7 @@
 """Known and unknown classes, and held-out parts. N samples, K known classes."""
 
+import hashlib
+import math
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +17,87 @@ class Labelled(NamedTuple):
 
   image: np.ndarray  # [N, H, W, C] uint8
   label: np.ndarray  # [N] int32, 0..K-1
+
+
+def pick(
+  field: str, splits: Sequence[Sequence[int]], split: int
+) -> tuple[int, ...]:
+  """Classes of one of several class splits, in ascending order.
+
+  Args:
+    field: of the config that has the splits, for errors.
+    splits: classes of each.
+    split: position in `splits`.
+
+  Raises:
+    UsageError: for a position outside, and for what is no tuple of different
+      classes.
+  """
+  if split not in range(len(splits)):
+    raise types.UsageError(
+      f'data.split={split}: {field} has {len(splits)}, choose from '
+      f'0..{len(splits) - 1}'
+    )
+  classes = splits[split]
+  if not isinstance(classes, (tuple, list)) or not classes:
+    raise types.UsageError(
+      f'{field}: split {split} is {classes!r}, no tuple of classes; a single '
+      'split is written ((0, 1),)'
+    )
+  for k in classes:
+    if not isinstance(k, int) or classes.count(k) > 1:
+      told = 'is there twice' if isinstance(k, int) else 'is no class'
+      raise types.UsageError(f'{field}: split {split}: {k!r} {told}')
+  return tuple(sorted(classes))
+
+
+def others(known: Sequence[int], num_classes: int) -> tuple[int, ...]:
+  """Classes that are not known.
+
+  Raises:
+    UsageError: for a class that does not exist, or fewer than 2 known ones.
+  """
+  for k in known:
+    if k not in range(num_classes):
+      raise types.UsageError(
+        f'data.splits: {k} is no class, choose from 0..{num_classes - 1}'
+      )
+  if len(known) < 2:
+    raise types.UsageError(
+      f'data.splits: a split of {len(known)} classes, at least 2 must be known'
+    )
+  return tuple(k for k in range(num_classes) if k not in known)
+
+
+def distinct(
+  num_classes: int, num_known: int, count: int, seed: int
+) -> tuple[tuple[int, ...], ...]:
+  """`count` different sets of `num_known` classes, each in ascending order.
+
+  Draw i takes the classes k whose SHA-256 of the text '<seed>,<i>,<k>' comes
+  first; a set that was drawn before is passed over. So anyone can draw them
+  again, with any library, and a smaller set of the same draw lies within a
+  larger one.
+
+  Raises:
+    UsageError: where there are fewer such sets.
+  """
+  possible = math.comb(num_classes, num_known)
+  if count > possible:
+    raise types.UsageError(
+      f'{count} different sets of {num_known} of {num_classes} classes were '
+      f'asked for, there are {possible}'
+    )
+  found: dict[tuple[int, ...], None] = {}
+  draw = 0
+  while len(found) < count:
+    order = sorted(
+      range(num_classes),
+      key=lambda k: hashlib.sha256(f'{seed},{draw},{k}'.encode()).digest(),
+    )
+    found[tuple(sorted(order[:num_known]))] = None
+    draw += 1
+  return tuple(found)
 
 
 def by_class(

@@ -62,6 +62,7 @@ def make(
   max_unknown: int,
   seed: int,
   data_dir: pathlib.Path,
+  classes: dict[str, Sequence[int]] | None = None,
 ) -> dict[str, Unknown]:
   """The sets by their names in the report: 'set', or 'set_recipe'.
 
@@ -71,6 +72,7 @@ def make(
     max_unknown: samples of a set at most; a shorter one is used whole.
     seed: of samples, which all recipes of a set share, and of noise.
     data_dir: where prepared data sets are.
+    classes: of a set's data set, all that it is then made of.
 
   Raises:
     UserError: for an entry, or a data set, that cannot be used.
@@ -82,14 +84,32 @@ def make(
   }
   for name, recipe in map(_split, entries):
     found = SETS[name]
+    only = tuple(sorted(set((classes or {}).get(name, ()))))
     if found.start and found.start not in start:
-      image = sources.prepared_part(*found.start, data_dir).image
+      source = sources.prepared_part(*found.start, data_dir)
+      image = _of_classes(source, name, only) if only else source.image
       start[found.start] = sample(image, max_unknown, seed)
     key, chosen = _key(name, recipe), found.recipes[recipe]
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     image = chosen.make(start[found.start], known.shape[1:], generator)
-    made[key] = Unknown(image, found.num_classes, chosen.text)
+    text = f'{chosen.text}, classes {", ".join(map(str, only))}'
+    made[key] = Unknown(
+      image, len(only) or found.num_classes, text if only else chosen.text
+    )
   return made
+
+
+def _of_classes(
+  source: sources.Source, name: str, classes: Sequence[int]
+) -> np.ndarray:
+  """Images of some classes of a set's data set."""
+  count = len(source.class_names)
+  for k in classes:
+    if k not in range(count):
+      raise types.UsageError(
+        f'unknown set {name}: {k} is no class, choose from 0..{count - 1}'
+      )
+  return source.image[np.isin(source.label, classes)]
 
 
 def sample(image: np.ndarray, count: int, seed: int) -> np.ndarray:
