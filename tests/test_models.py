@@ -40,7 +40,9 @@ def _net(image_shape=(8, 8, 1), num_classes=5, **changes):
   net = models.build(
     num_classes, [0.4] * channels, [0.3] * channels, **{**_FIELDS, **changes}
   )
-  return net, models.init(net, image_shape, jax.random.key(0))
+  return net, models.init(
+    net, np.zeros((1, *image_shape), np.uint8), jax.random.key(0)
+  )
 
 
 def _count(variables):
@@ -89,7 +91,11 @@ def test_shapes(generator, backbone, shape, lateral):
   if lateral == 'bottleneck':
     assert widths == [3] * len(widths)
   else:
-    assert widths == {'digits_cnn': [8, 4], 'mnist_cnn': [4, 4, 4]}[backbone]
+    assert widths == {
+      'digits_cnn': [8, 4],
+      'mnist_cnn': [4, 4, 4],
+      'fast_cnn': [16, 16, 4],
+    }[backbone]
 
 
 def test_laterals_do_not_touch_the_logits(generator):
@@ -172,6 +178,54 @@ def test_dropout_of_almost_everything():
   keys = jax.random.split(jax.random.key(1), 2)
   out = layers.Dropout(0.999999).apply({}, jnp.ones((2, 100)), keys)
   assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize('strides', [(2, 2), (2, 3)])
+def test_upsampling_is_a_transposed_convolution(generator, strides):
+  x = generator.normal(size=(2, 3, 4, 5)).astype(np.float32)
+  ours = layers.Upsample(6, strides)
+  expected = nn.ConvTranspose(6, strides, strides)
+  variables = expected.init(jax.random.key(0), x)
+  jax.tree.map(
+    np.testing.assert_array_equal, ours.init(jax.random.key(0), x), variables
+  )
+  variables['params']['bias'] = jnp.arange(6.0)
+
+  def loss(net, variables):
+    return jnp.sum(jnp.sin(net.apply(variables, x)))
+
+  np.testing.assert_allclose(
+    ours.apply(variables, x), expected.apply(variables, x), rtol=1e-6, atol=1e-6
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    *(jax.grad(loss, argnums=1)(net, variables) for net in (ours, expected)),
+  )
+
+
+def test_whitened_patches_are_uncorrelated(generator):
+  # Smooth colour images: neighbours and channels move together.
+  image = generator.integers(0, 256, (50, 5, 5, 3)).repeat(2, 1).repeat(2, 2)
+  image[..., 1] = (image[..., 0] + image[..., 1]) // 2
+  image = image.astype(np.uint8)
+  net, _ = _net((10, 10, 3), backbone='fast_cnn')
+  mean, deviation = models.pixel_statistics(image)
+  net = net.clone(mean=mean, deviation=deviation)
+  variables = models.init(net, image, jax.random.key(0))
+  kernel = variables['batch_stats']['blocks_0']['Whitening_0']['kernel']
+  assert kernel.shape == (2, 2, 3, 24)
+  x = np.asarray(net.standardise(image))
+  patches = np.concatenate(
+    [x[:, i:9 + i, j:9 + j] for i in range(2) for j in range(2)], axis=-1
+  ).reshape(-1, 12)  # fmt: skip
+  found = patches @ np.asarray(kernel).reshape(12, 24)
+  np.testing.assert_allclose(found[:, :12], -found[:, 12:], atol=1e-5)
+  second = found[:, :12].T @ found[:, :12] / len(found)
+  # Up to the floor under small variances: decorrelated, of variance 1.
+  np.testing.assert_allclose(second, np.diag(np.diag(second)), atol=2e-3)
+  assert (np.diag(second) < 1.001).all() and np.diag(second).max() > 0.99
+  assert 'kernel' not in str(jax.tree.map(np.shape, variables['params'])[
+    'blocks_0'].get('Whitening_0', ''))  # fmt: skip
 
 
 @jax.jit

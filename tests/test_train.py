@@ -30,12 +30,16 @@ _PLAIN = {
   'momentum': 0.0,
   'weight_decay': 0.0,
 }
+# What a net is made from: no more than its shape.
+_IMAGE = np.zeros((1, 8, 8, 1), np.uint8)
 _FIT = {
   'seed': 0,
   'parallel': 'pmap',
   'num_steps': 6,
   'batch_size': 16,
   'reconstruction_weight': 1.0,
+  'label_smoothing': 0.0,
+  'average': 0.0,
   'shift': 1,
   'flip': True,
   'log_every': 2,
@@ -69,11 +73,15 @@ def _steps(net, devices, parallel, num_steps=20):
     augmentation=augment.build(shift=1, flip=True),
     key=jax.random.key(1),
     reconstruction_weight=1.0,
+    label_smoothing=0.1,
+    average=0.9,
   )
   engine = sharding.engine(
     step, parallel=parallel, devices=jax.devices()[:devices]
   )
-  state = train.init_state(net, rule, (8, 8, 1), jax.random.key(0))
+  state = train.init_state(
+    net, rule, _IMAGE, jax.random.key(0), average=0.9
+  )
   placed, losses = engine.place(state), []
   order = batches.training(_samples(), 32, 0, 0)
   for _ in range(num_steps):
@@ -104,10 +112,11 @@ def test_dropout_is_on_in_training():
   assert np.abs(losses[0] - without[0]) > 1e-3
 
 
-def test_loss_by_hand():
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+def test_loss_by_hand(smoothing):
   net = _net()
   samples = _samples(8)
-  variables = models.init(net, (8, 8, 1), jax.random.key(0))
+  variables = models.init(net, _IMAGE, jax.random.key(0))
   batch = types.Batch(*samples, np.ones(8, bool))
   keys = jax.random.split(jax.random.key(0), 8)
 
@@ -119,6 +128,7 @@ def test_loss_by_hand():
       types.Batch(image, label, batch.mask),
       keys,
       0.5,
+      smoothing,
     )
     return loss, metrics
 
@@ -134,7 +144,8 @@ def test_loss_by_hand():
   logits = np.asarray(outputs.logits[0], np.float64)
   logits -= logits.max(1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-  cross_entropy = -log_p[np.arange(8), samples.label].mean()
+  right = -log_p[np.arange(8), samples.label].mean()
+  cross_entropy = (1 - smoothing) * right - smoothing * log_p.mean()
   target = (samples.image / 255 - 0.4) / 0.3
   error = np.mean((np.asarray(outputs.reconstruction[0]) - target) ** 2)
   np.testing.assert_allclose(
@@ -142,6 +153,41 @@ def test_loss_by_hand():
   )
   np.testing.assert_allclose(metrics['reconstruction'][0], error, rtol=1e-5)
   np.testing.assert_allclose(loss[0], cross_entropy + 0.5 * error, rtol=1e-5)
+
+
+def test_average_by_hand():
+  state = train.TrainState(jnp.int32(1), {'w': jnp.ones(2)}, {}, ())
+  state = state._replace(average={'params': {'w': jnp.zeros(2)},
+                                  'batch_stats': {}})  # fmt: skip
+  # After the first of many steps it keeps 1 / 11, much later nine tenths.
+  first = train._averaged(state, 0.9)
+  np.testing.assert_allclose(first.average['params']['w'], 10 / 11)
+  later = train._averaged(state._replace(step=jnp.int32(10_000)), 0.9)
+  np.testing.assert_allclose(later.average['params']['w'], 0.1, rtol=1e-6)
+  assert later.variables is later.average
+  assert train._averaged(state, 0.0) is state
+  assert state._replace(average=()).variables == state.trained
+
+
+def test_muon_makes_updates_of_convolutions_orthogonal(generator):
+  fields = {**_PLAIN, 'optimizer': 'muon', 'momentum': 0.9, 'clip_norm': 0.0}
+  rule, _ = optimizer.build(10, **fields)
+  params = {
+    'conv': jnp.zeros((3, 3, 4, 8)), 'dense': jnp.zeros((5, 6)),
+    'bias': jnp.zeros(6),
+  }  # fmt: skip
+  gradient = jax.tree.map(
+    lambda x: generator.normal(size=x.shape).astype(np.float32), params
+  )
+  update, _ = rule.update(gradient, rule.init(params), params)
+  # 36 x 8, as tall as it is wide after scaling: all singular values near 1.
+  values = np.linalg.svd(np.asarray(update['conv']).reshape(36, 8))[1]
+  np.testing.assert_allclose(values, 0.05, rtol=0.35)
+  # The rest is Adam's: a first step of its own rate, against the sign.
+  for name in ('dense', 'bias'):
+    np.testing.assert_allclose(
+      update[name], -0.05 * 0.05 * np.sign(gradient[name]), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize('num_steps', [1, 10, 1000])
@@ -152,15 +198,9 @@ def test_schedules_stretch(schedule, num_steps):
   assert (values >= 0).all() and values.max() <= 0.05 * (1 + 1e-6)
   if num_steps == 1000:
     peak = values.argmax()
-    expected = {
-      'constant': 300,
-      'cosine': 300,
-      'one_cycle': 300,
-      'halving': 300,
-    }
-    assert abs(peak - expected[schedule]) <= 1
-    if schedule in ('cosine', 'one_cycle'):
-      assert values[-1] < 1e-3 * values.max()
+    assert abs(peak - 300) <= 1
+    if schedule in ('cosine', 'linear', 'one_cycle'):
+      assert values[-1] < 2e-3 * values.max()
 
 
 def test_halving_halves_at_equal_distances():
@@ -291,7 +331,7 @@ def test_divergence_stops_and_keeps_the_checkpoint(tmp_path):
   like = train.init_state(
     _net(),
     optimizer.build(40, **{**_RULE, 'clip_norm': 0.0})[0],
-    (8, 8, 1),
+    _IMAGE,
     jax.random.key(0),
   )
   with train.checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
