@@ -115,7 +115,8 @@ def test_one_resampling_is_near_the_steps_of_the_release(generator):
   )
   once = _warped(image, np.deg2rad(11.0), (2, 4), (28, 28), (90, 90, 90))
   inner = np.abs(once - steps)[4:-4, 4:-4]
-  assert inner.mean() < 2
+  # A degree more or less would make it 1.3.
+  assert inner.mean() < 0.8
 
 
 def test_nothing_changes_where_nothing_is_asked(generator):
