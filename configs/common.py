@@ -53,13 +53,14 @@ def get_config() -> ConfigDict:
   config.evaluation.cifar100_splits = ()
 
   config.model = ConfigDict()
-  # Classifying half: 'digits_cnn', 'mnist_cnn' or 'fast_cnn'.
+  # Classifying half: 'digits_cnn', 'mnist_cnn', 'fast_cnn', 'vgg',
+  # 'densenet100' or 'wide_resnet40_4'.
   config.model.backbone = 'digits_cnn'
-  # Channels of its first block.
+  # Channels of its first block; of 'densenet100' what each layer adds.
   config.model.width = 32
-  # Dropout rate after each block.
+  # Dropout rate after each block; within them in the nets of 40 layers or more.
   config.model.dropout = 0.25
-  # Dropout rate between fully connected layers.
+  # Dropout rate between fully connected layers, or before the only one.
   config.model.head_dropout = 0.5
   # 'bottleneck' (DHRNet), 'identity' (LadderNet) or 'none' (classifier alone).
   config.model.lateral = 'bottleneck'
@@ -71,6 +72,9 @@ def get_config() -> ConfigDict:
   config.model.pool = 'max'
   # End of the reconstruction: 'linear', or 'relu' as the authors' release.
   config.model.last = 'linear'
+  # Side of the centre crop, resized, that is all a net sees of an image when it
+  # is not in training; 0 = the whole image. For nets trained with train.crop.
+  config.model.eval_crop = 0
 
   config.train = ConfigDict()
   # Steps of the whole training; schedules stretch to it.
@@ -101,8 +105,20 @@ def get_config() -> ConfigDict:
   config.train.clip_norm = 5.0
   # Augmentation: pixels an image is moved at most; 0 = not at all.
   config.train.shift = 0
+  # What comes in there: 'black', or 'reflect' for the image mirrored.
+  config.train.shift_fill = 'black'
   # Augmentation: mirror half of the images.
   config.train.flip = False
+  # Augmentation: degrees an image is turned at most; 0 = not at all.
+  config.train.rotate = 0.0
+  # Augmentation: sigma of 'PCA lighting', in 255ths, which the variances of the
+  # principal colours scale; 0 = none.
+  config.train.lighting = 0.0
+  # Augmentation: largest side of the canvas of the mean colour that an image is
+  # put on at random, in sides of the image; 1 = none.
+  config.train.expand = 1.0
+  # Augmentation: side of the random crop that is resized back; 0 = the whole.
+  config.train.crop = 0
   # Steps between rows of the training log.
   config.train.log_every = 50
   # Steps between checkpoints; a killed run goes on from the newest.

@@ -39,9 +39,9 @@ def build(
     momentum: of 'sgd' and 'muon', in [0, 1).
     weight_decay: on weights, not on biases or norms; for 'sgd' added to the
       gradient.
-    schedule: 'constant'; 'cosine' or 'linear' to 0; 'one_cycle', cosine up and down, the
-      peak at `warmup_share`; 'halving', halved `halvings` times at equal
-      distances (the authors' release: every 25 of 500 epochs).
+    schedule: 'constant'; 'cosine' or 'linear' to 0; 'one_cycle', cosine up and
+      down, the peak at `warmup_share`; 'halving', halved `halvings` times at
+      equal distances (the authors' release: every 25 of 500 epochs).
     warmup_share: share of the steps of a linear (one_cycle: cosine) rise.
     halvings: of 'halving'.
     clip_norm: largest norm of the gradient; 0 = unclipped.

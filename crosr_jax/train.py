@@ -104,7 +104,7 @@ def loss_fn(
   }
   loss = cross_entropy
   if model.lateral != 'none':
-    target = model.standardise(batch.image)
+    target = model.standardise(batch.image, train=True)
     metrics['reconstruction'] = jnp.mean(
       jnp.square(outputs.reconstruction - target)
     )
@@ -222,6 +222,11 @@ def fit(
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
+  shift_fill: str = 'black',
+  rotate: float = 0.0,
+  lighting: float = 0.0,
+  expand: float = 1.0,
+  crop: int = 0,
   **optimizer_fields: Any,
 ) -> Trained:
   """Trains, or goes on where the newest whole checkpoint is.
@@ -244,6 +249,11 @@ def fit(
     log_every: steps between rows of the history.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest ones stay.
+    shift_fill: see augment.build.
+    rotate: see augment.build.
+    lighting: see augment.build.
+    expand: see augment.build.
+    crop: see augment.build.
     **optimizer_fields: see optimizer.build.
 
   Raises:
@@ -260,11 +270,18 @@ def fit(
   _check_weight(reconstruction_weight)
   _check_share(label_smoothing=label_smoothing, average=average)
   _check_split(batch_size)
-  if shift >= min(train.image.shape[1:3]):
-    raise types.UsageError(
-      f'train.shift={shift} moves images of {train.image.shape[1]} x '
-      f'{train.image.shape[2]} pixels out of sight; make it smaller'
-    )
+  augmentation = augment.build(
+    shift=shift,
+    flip=flip,
+    shift_fill=shift_fill,
+    rotate=rotate,
+    lighting=lighting,
+    expand=expand,
+    crop=crop,
+    image_shape=train.image.shape[1:],
+    mean=model.mean,
+    covariance=augment.covariance(train.image) if lighting else (),
+  )
   rule, rate = optimizer.build(num_steps, **optimizer_fields)
   root = jax.random.key(seed)
   engine = sharding.engine(
@@ -273,7 +290,7 @@ def fit(
       model=model,
       rule=rule,
       rate=rate,
-      augmentation=augment.build(shift=shift, flip=flip),
+      augmentation=augmentation,
       key=_named(root, 'train'),
       reconstruction_weight=reconstruction_weight,
       label_smoothing=label_smoothing,

@@ -15,7 +15,9 @@ def net():
     3, [0.4], [0.3], backbone='digits_cnn', width=4, dropout=0.25,
     head_dropout=0.5, latent_width=3,
   )  # fmt: skip
-  return model, models.init(model, np.zeros((1, *_SHAPE), np.uint8), jax.random.key(0))
+  return model, models.init(
+    model, np.zeros((1, *_SHAPE), np.uint8), jax.random.key(0)
+  )
 
 
 def _images(n):
@@ -54,7 +56,9 @@ def test_a_net_without_lateral_has_no_latent():
     3, [0.4], [0.3], backbone='digits_cnn', width=4, dropout=0.0,
     head_dropout=0.0, lateral='none',
   )  # fmt: skip
-  variables = models.init(model, np.zeros((1, *_SHAPE), np.uint8), jax.random.key(0))
+  variables = models.init(
+    model, np.zeros((1, *_SHAPE), np.uint8), jax.random.key(0)
+  )
   found = features.extract(model, variables, *_images(5))
   assert found.latent.shape == (5, 0)
   assert found.reconstruction_error.shape == (0,)

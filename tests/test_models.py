@@ -4,16 +4,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosr_jax import models
-from crosr_jax.models import backbones, dhrnet, layers
+from crosr_jax import features, models
+from crosr_jax.models import dhrnet, layers
 
 # Trained numbers of the net of every config: image shape, classes, count.
 _PARAMETERS = {
+  'cifar10': ((32, 32, 3), 10, 8_005_549),
+  'cifar10:paper': ((32, 32, 3), 10, 8_005_549),
+  'cifar10:densenet': ((32, 32, 3), 10, 49_228_829),
+  'cifar10:wide_resnet': ((32, 32, 3), 10, 9_373_565),
   'cifar10_split': ((32, 32, 3), 6, 608_745),
   'cifar10_split:distinct': ((32, 32, 3), 6, 608_745),
   'cifar_plus': ((32, 32, 3), 4, 608_487),
@@ -35,14 +40,25 @@ _FIELDS = {'backbone': 'digits_cnn', 'width': 4, 'dropout': 0.25,
            'head_dropout': 0.5, 'latent_width': 3}  # fmt: skip
 
 
-def _net(image_shape=(8, 8, 1), num_classes=5, **changes):
+def _build(image_shape=(8, 8, 1), num_classes=5, **changes):
   channels = image_shape[-1]
-  net = models.build(
+  return models.build(
     num_classes, [0.4] * channels, [0.3] * channels, **{**_FIELDS, **changes}
   )
+
+
+def _net(image_shape=(8, 8, 1), num_classes=5, **changes):
+  net = _build(image_shape, num_classes, **changes)
   return net, models.init(
     net, np.zeros((1, *image_shape), np.uint8), jax.random.key(0)
   )
+
+
+def _traced(net, image_shape):
+  """Shapes of variables and outputs; nothing is compiled."""
+  image = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
+  variables = jax.eval_shape(net.init, jax.random.key(0), image)
+  return variables, jax.eval_shape(net.apply, variables, image)
 
 
 def _count(variables):
@@ -61,8 +77,12 @@ def test_every_config_has_a_row():
 def test_parameters_of_a_config(name):
   config = CONFIGS[name]
   shape, num_classes, count = _PARAMETERS[name]
-  _, variables = _net(shape, num_classes, **config.model)
+  net = _build(shape, num_classes, **config.model)
+  variables, out = _traced(net, shape)
   assert _count(variables) == count
+  assert out.logits.shape == (2, num_classes)
+  assert [z.shape for z in out.latents] == [(2, 32)] * len(net.blocks)
+  assert out.reconstruction.shape == (2, *shape)
 
 
 def test_parameters_of_the_papers_mnist_net_by_hand():
@@ -75,7 +95,7 @@ def test_parameters_of_the_papers_mnist_net_by_hand():
   assert _count(variables) == conv + head + lateral + decoder
 
 
-@pytest.mark.parametrize('backbone', backbones.BACKBONES)
+@pytest.mark.parametrize('backbone', ['digits_cnn', 'mnist_cnn'])
 @pytest.mark.parametrize('shape', [(8, 8, 1), (28, 28, 1), (9, 13, 3)])
 @pytest.mark.parametrize('lateral', dhrnet.LATERALS)
 def test_shapes(generator, backbone, shape, lateral):
@@ -91,11 +111,14 @@ def test_shapes(generator, backbone, shape, lateral):
   if lateral == 'bottleneck':
     assert widths == [3] * len(widths)
   else:
-    assert widths == {
-      'digits_cnn': [8, 4],
-      'mnist_cnn': [4, 4, 4],
-      'fast_cnn': [16, 16, 4],
-    }[backbone]
+    assert (
+      widths
+      == {
+        'digits_cnn': [8, 4],
+        'mnist_cnn': [4, 4, 4],
+        'fast_cnn': [16, 16, 4],
+      }[backbone]
+    )
 
 
 def test_laterals_do_not_touch_the_logits(generator):
@@ -150,6 +173,41 @@ def test_standardised_once_and_back(generator):
   np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-6)
   np.testing.assert_allclose(x.std((0, 1, 2)), 1, rtol=1e-5)
   np.testing.assert_array_equal(layers.unstandardise(x, mean, deviation), image)
+
+
+def test_evaluation_sees_the_centre(generator):
+  image = _image(generator, 4, (32, 32, 3))
+  image[0] = 77
+  whole = _build((32, 32, 3))
+  np.testing.assert_array_equal(
+    whole.standardise(image), whole.standardise(image, train=True)
+  )
+  np.testing.assert_array_equal(whole.view(image), image)
+  net = _build((32, 32, 3), eval_crop=28)
+  np.testing.assert_array_equal(net.view(image, train=True), image)
+  view = np.asarray(net.view(image))
+  assert view.dtype == np.uint8 and view.shape == image.shape
+  np.testing.assert_array_equal(view[0], image[0])
+  expected = [
+    PIL.Image.fromarray(x[2:30, 2:30]).resize((32, 32), PIL.Image.BILINEAR)
+    for x in image
+  ]
+  # Pillow rounds its weights and after each axis.
+  assert np.abs(view.astype(int) - np.stack(expected).astype(int)).max() <= 1
+
+
+def test_features_and_reconstruction_are_of_the_view(generator):
+  image = _image(generator, 3, (12, 12, 3))
+  net, variables = _net((12, 12, 3), eval_crop=8)
+  whole = _build((12, 12, 3))
+  view = np.asarray(net.view(image))
+  assert not np.array_equal(view, image)
+  label = np.zeros(3, np.int32)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    features.extract(net, variables, image, label),
+    features.extract(whole, variables, view, label),
+  )
 
 
 def test_evaluation_drops_nothing(generator):
@@ -271,6 +329,8 @@ def test_odd_sizes_pool_every_pixel():
     ({'last': 'tanh'}, 'model.last'),
     ({'width': 0}, 'model.width must be at least 1, got 0'),
     ({'latent_width': -1}, 'model.latent_width'),
+    ({'eval_crop': -1}, 'model.eval_crop must be at least 0, got -1'),
+    ({'eval_crop': 9}, 'eval_crop=9 is larger than the images, 8 x 8'),
     ({'dropout': 1.0}, r'model.dropout must be in \[0, 1\), got 1.0'),
     ({'head_dropout': float('nan')}, 'model.head_dropout'),
   ],

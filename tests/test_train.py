@@ -70,7 +70,17 @@ def _steps(net, devices, parallel, num_steps=20):
     model=net,
     rule=rule,
     rate=rate,
-    augmentation=augment.build(shift=1, flip=True),
+    augmentation=augment.build(
+      shift=1,
+      flip=True,
+      shift_fill='reflect',
+      rotate=15.0,
+      lighting=25.5,
+      expand=1.2,
+      crop=7,
+      mean=net.mean,
+      covariance=((0.1,),),
+    ),
     key=jax.random.key(1),
     reconstruction_weight=1.0,
     label_smoothing=0.1,
@@ -79,9 +89,7 @@ def _steps(net, devices, parallel, num_steps=20):
   engine = sharding.engine(
     step, parallel=parallel, devices=jax.devices()[:devices]
   )
-  state = train.init_state(
-    net, rule, _IMAGE, jax.random.key(0), average=0.9
-  )
+  state = train.init_state(net, rule, _IMAGE, jax.random.key(0), average=0.9)
   placed, losses = engine.place(state), []
   order = batches.training(_samples(), 32, 0, 0)
   for _ in range(num_steps):
@@ -114,7 +122,8 @@ def test_dropout_is_on_in_training():
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])
 def test_loss_by_hand(smoothing):
-  net = _net()
+  # What is seen in evaluation is no matter here.
+  net = _net(eval_crop=6)
   samples = _samples(8)
   variables = models.init(net, _IMAGE, jax.random.key(0))
   batch = types.Batch(*samples, np.ones(8, bool))
@@ -377,6 +386,13 @@ def test_plain_lines_without_a_terminal(tmp_path, caplog):
     ({'halvings': -1}, 'train.halvings'),
     ({'shift': -1}, 'train.shift must be at least 0'),
     ({'shift': 8}, r'train.shift=8 moves images of 8 x 8 pixels out'),
+    ({'shift_fill': 'blak'}, "train.shift_fill .*did you mean 'black'"),
+    ({'rotate': 181.0}, 'rotate must be at least 0 and at most 180, got 181'),
+    ({'rotate': float('nan')}, 'train.rotate .* got nan'),
+    ({'lighting': -1.0}, 'train.lighting must be at least 0'),
+    ({'expand': 0.9}, 'train.expand must be at least 1 .* got 0.9'),
+    ({'crop': -1}, 'train.crop must be at least 0, got -1'),
+    ({'crop': 9}, 'train.crop=9 is larger than the images, 8 x 8'),
     ({'keep_checkpoints': 0}, 'train.keep_checkpoints'),
     ({'log_every': 0}, 'train.log_every'),
   ],

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from crosr_jax import types
@@ -32,6 +31,7 @@ def build(
   latent: str = 'z',
   pool: str = 'max',
   last: str = 'linear',
+  eval_crop: int = 0,
 ) -> dhrnet.DHRNet:
   """The net, without parameters.
 
@@ -40,14 +40,17 @@ def build(
     mean: of the training pixels per channel, in [0, 1].
     deviation: likewise; a channel that never moves counts as 1.
     backbone: a name in backbones.BACKBONES.
-    width: channels of its first block.
-    dropout: rate after each block, in [0, 1).
-    head_dropout: rate between fully connected layers, in [0, 1).
+    width: channels of its first block; what each layer adds in 'densenet100'.
+    dropout: rate after each block, in deep nets within them; in [0, 1).
+    head_dropout: rate before each fully connected layer that follows another
+      or a mean over space, in [0, 1).
     lateral: 'bottleneck' (DHRNet), 'identity' (LadderNet), 'none'.
     latent_width: channels of each bottleneck.
     latent: 'z' or 'hr'.
     pool: 'max' or 'mean' over space.
     last: 'linear' or 'relu' end of the reconstruction.
+    eval_crop: side of the centre crop that is seen, resized to the full size,
+      where the net is not in training; 0 = the whole image.
 
   Raises:
     ValueError: for a value that cannot be used; names it and the choices.
@@ -64,6 +67,10 @@ def build(
   for name, value in (('width', width), ('latent_width', latent_width)):
     if value < 1:
       raise types.UsageError(f'model.{name} must be at least 1, got {value}')
+  if eval_crop < 0:
+    raise types.UsageError(
+      f'model.eval_crop must be at least 0, got {eval_crop}'
+    )
   for name, rate in (('dropout', dropout), ('head_dropout', head_dropout)):
     if not 0 <= rate < 1:
       raise types.UsageError(f'model.{name} must be in [0, 1), got {rate}')
@@ -80,6 +87,7 @@ def build(
     latent=latent,
     pool=pool,
     last=last,
+    eval_crop=eval_crop,
   )
 
 

@@ -34,6 +34,7 @@ class DHRNet(nn.Module):
   latent: str = 'z'  # 'hr': hr_l(z_l), as the authors' scripts have it
   pool: str = 'max'
   last: str = 'linear'  # 'relu': the authors'; cannot reach negative values
+  eval_crop: int = 0  # side of the centre crop seen in evaluation; 0 = all
 
   @nn.compact
   def __call__(
@@ -48,9 +49,9 @@ class DHRNet(nn.Module):
 
     Returns:
       logits [B, K]; latents, deepest block first, each [B, D_l]; the
-      reconstruction [B, H, W, C] in standardised units.
+      reconstruction [B, H, W, C] of the view, in standardised units.
     """
-    maps = [self.standardise(image)]
+    maps = [self.standardise(image, train)]
     for block in self.blocks:
       maps.append(block(maps[-1], keys, train))
     logits = self.head(maps[-1], keys, train)
@@ -65,9 +66,33 @@ class DHRNet(nn.Module):
       reconstruction = self._decode(back, maps[level], level)
     return types.Outputs(logits, tuple(latents), reconstruction)
 
-  def standardise(self, image: Array) -> Array:
+  def standardise(self, image: Array, train: bool = False) -> Array:
     """What the reconstruction is compared with; [B, H, W, C]."""
-    return layers.standardise(image, self.mean, self.deviation)
+    return layers.standardise(
+      self.view(image, train), self.mean, self.deviation
+    )
+
+  def view(self, image: Array, train: bool = False) -> Array:
+    """What the net sees of 8-bit images, as such; [B, H, W, C].
+
+    In evaluation the centre crop, resized bilinearly to the full size: the mean
+    view of a training with train.crop, which the augmentation has made there.
+
+    Raises:
+      UsageError: for images smaller than the crop.
+    """
+    if train or not self.eval_crop:
+      return image
+    _, height, width, _ = image.shape
+    if self.eval_crop > min(height, width):
+      raise types.UsageError(
+        f'model.eval_crop={self.eval_crop} is larger than the images, '
+        f'{height} x {width} pixels; make it smaller, or 0 for the whole image'
+      )
+    top, left = (height - self.eval_crop) // 2, (width - self.eval_crop) // 2
+    crop = image[:, top : top + self.eval_crop, left : left + self.eval_crop]
+    zoomed = jax.image.resize(crop.astype(jnp.float32), image.shape, 'linear')
+    return jnp.round(zoomed).astype(jnp.uint8)
 
   def to_image(self, reconstruction: Array) -> Array:
     """A reconstruction as 8-bit images; [B, H, W, C]."""

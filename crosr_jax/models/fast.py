@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crosr_jax.models import layers
+from crosr_jax.models import blocks, layers
 
 Array = jax.Array
 
@@ -70,7 +70,7 @@ class FastBlock(nn.Module):
     return layers.Dropout(self.dropout)(x, keys)
 
 
-class PooledHead(nn.Module):
+class MaxHead(nn.Module):
   """The largest of each channel over space, then the logits."""
 
   num_classes: int
@@ -80,3 +80,18 @@ class PooledHead(nn.Module):
     """[B, H, W, C] -> logits [B, K], linear."""
     del keys, train
     return nn.Dense(self.num_classes)(x.max(axis=(1, 2)))
+
+
+def fast_cnn(
+  num_classes: int, width: int, dropout: float, head_dropout: float
+) -> blocks.Backbone:
+  """Six convolutions after the fixed one; `width` channels, then four times."""
+  del head_dropout  # Its head is one layer.
+  return blocks.Backbone(
+    blocks=(
+      FastBlock(width, dropout, whiten=True),
+      FastBlock(4 * width, dropout),
+      FastBlock(4 * width, dropout),
+    ),
+    head=MaxHead(num_classes),
+  )
