@@ -245,10 +245,17 @@ def _white(size):
       'images are not the published',
     ),
     (lambda m: m.update({_drawing(m): b'0' * 10**6}), 'too large'),
-    # Nothing is unpacked: a path that leads out is only a wrong name.
     (
       lambda m: m.update({f'../../{_drawing(m)}': m.pop(_drawing(m))}),
-      'not the published|holds 3',
+      'leads out of it',
+    ),
+    (
+      lambda m: m.update({f'twice/{_drawing(m)}': m[_drawing(m)]}),
+      'more than once',
+    ),
+    (
+      lambda m: m.update({'Other/character01/9.png': m[_drawing(m)]}),
+      'more than the 4 drawings',
     ),
   ],
 )

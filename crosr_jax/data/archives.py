@@ -1,8 +1,7 @@
 """Files in a zip, a tar or a folder, read one by one, never unpacked to disk.
 
-Nothing is written under a name from an archive, so a path that leads out of it
-is only a wrong name; links are no files; and no member is read that is larger
-than what was published.
+Nothing is written under a name from an archive; links are no files; no member
+is read that is larger than what was published.
 """
 
 import functools
@@ -62,6 +61,10 @@ def read(
   seen: set[str] = set()
   try:
     for member in _members(path):
+      if member.name.startswith('/') or '..' in member.name.split('/'):
+        raise types.UserError(
+          f'{path} holds {member.name}, which leads out of it; fetch it again'
+        )
       match = pattern.fullmatch(member.name)
       if not match:
         continue
