@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import io as scipy_io
 
 from crosr_jax import types
-from crosr_jax.data import archives, catalog, prepared, raw
+from crosr_jax.data import archives, builders, catalog, prepared, raw
 
 
 def _sha256(array):
@@ -376,6 +376,17 @@ def test_tinyimagenet_comes_back_as_it_was(tmp_path, folder, tiny):
     assert names == ('goldfish', 'n02', 'n03')
 
 
+def test_a_large_part_is_written_in_pieces(tmp_path, folder, tiny, monkeypatch):
+  monkeypatch.setattr(builders, '_LARGEST_SPLIT', 4 * 64 * 64 * 3)
+  _write(folder / 'tiny-imagenet-200.zip', tiny[0])
+  where = _prepare(tmp_path, 'tinyimagenet')
+  assert next(where.glob('*-train_1.array_record*'))
+  for part, (image, label) in tiny[1].items():
+    found, _ = _read(tmp_path, 'tinyimagenet', part)
+    np.testing.assert_array_equal(found.image, image)
+    np.testing.assert_array_equal(found.label, label)
+
+
 def _swap(members, name, content):
   (found,) = (n for n in members if n.endswith(name))
   members[found] = content
@@ -517,7 +528,7 @@ def test_a_tar_that_swells(tmp_path, folder, cifar10, monkeypatch):
       'Imagenet.tar.gz',
       r'no Imagenet_resize.tar.gz or Imagenet_resize.tar or Imagenet_resize/; ',
     ),
-    ('tinyimagenet', 'tiny-imagenet-200', 'is it that, renamed'),
+    ('tinyimagenet', 'tiny-imagenet-200', 'packing, which is not read'),
     ('svhn', 'train.mat', 'svhn is made of train_32x32.mat, test_32x32.mat'),
   ],
 )

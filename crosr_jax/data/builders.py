@@ -3,6 +3,7 @@
 Importing this module loads TFDS, a second's work: only prepared.py does.
 """
 
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,10 @@ from PIL import Image
 
 from crosr_jax import progress
 from crosr_jax.data import catalog, raw
+
+# Bytes of pixels in a split at most: TFDS holds a split in memory until it is
+# written, and asks for TensorFlow where it has more than 1 GB.
+_LARGEST_SPLIT = 500_000_000
 
 
 # TFDS's own builders of the same names stay what `tfds.builder` finds.
@@ -86,18 +91,32 @@ class _Builder(
         raw.digest(what.label.astype('<i4')),
       ]
     return {
-      part: self._generate_examples(part, what)
-      for part, what in found.parts.items()
+      split: self._generate_examples(split, found.parts[part], rows)
+      for part in found.parts
+      for split, rows in self.splits(part).items()
+    }
+
+  def splits(self, part: str) -> dict[str, range]:
+    """TFDS's names for a part, or for the pieces of a large one, and its rows.
+
+    In order.
+    """
+    total = self._spec.parts[part].num_samples
+    rows = _LARGEST_SPLIT // math.prod(self._spec.image_shape)
+    if total <= rows:
+      return {part: range(total)}
+    return {
+      f'{part}_{start // rows}': range(start, min(start + rows, total))
+      for start in range(0, total, rows)
     }
 
   def _generate_examples(
-    self, part: str, what: raw.Raw
+    self, split: str, what: raw.Raw, rows: range
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    total = len(what.label)
-    with progress.bar(f'writing {self.name} {part}', total) as show:
-      for i in range(total):
-        image = self._encodable(what.image[i])
-        yield i, {'image': image, 'label': int(what.label[i])}
+    with progress.bar(f'writing {self.name} {split}', len(rows)) as show:
+      for i, row in enumerate(rows):
+        image = self._encodable(what.image[row])
+        yield i, {'image': image, 'label': int(what.label[row])}
         show(i + 1)
 
 

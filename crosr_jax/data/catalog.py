@@ -307,7 +307,7 @@ DATA_SETS = {
       ),
     },
     image_shape=(32, 32, 3),
-    space=900_000_000,
+    space=600_000_000,
     version='1.0.0',
     title='SVHN: 99,289 house number digits, cropped to 32x32, in colour',
     homepage=_SVHN,
@@ -322,6 +322,7 @@ DATA_SETS = {
         'http://cs231n.stanford.edu/tiny-imagenet-200.zip',
         248_100_043,
         '6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821',
+        not_read=('tiny-imagenet-200',),
       ),
     },
     parts={
@@ -329,7 +330,7 @@ DATA_SETS = {
       'val': Part(10_000, '', '', (50,) * 200),
     },
     image_shape=(64, 64, 3),
-    space=3_500_000_000,
+    space=1_700_000_000,
     version='1.0.0',
     title='Tiny ImageNet: 110,000 colour images of 200 classes, 64x64; the '
     'published test part has no labels and stays out',

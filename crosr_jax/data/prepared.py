@@ -134,13 +134,17 @@ def _read_part(
   spec, folder = catalog.DATA_SETS[name], _folder(name, data_dir)
   try:
     builder = builders.BUILDERS[name](spec, _root(data_dir))
-    source = builder.as_data_source(part)
-    image = np.empty((len(source), *spec.image_shape), np.uint8)
-    label = np.empty(len(source), np.int32)
-    for start in range(0, len(source), _BLOCK):
-      rows = range(start, min(start + _BLOCK, len(source)))
-      for i, sample in zip(rows, source.__getitems__(rows), strict=True):
-        image[i], label[i] = sample['image'], sample['label']
+    found = [builder.as_data_source(split) for split in builder.splits(part)]
+    total = sum(map(len, found))
+    image = np.empty((total, *spec.image_shape), np.uint8)
+    label = np.empty(total, np.int32)
+    done = 0
+    for source in found:
+      for start in range(0, len(source), _BLOCK):
+        rows = range(start, min(start + _BLOCK, len(source)))
+        for sample in source.__getitems__(rows):
+          image[done], label[done] = sample['image'], sample['label']
+          done += 1
     class_names = tuple(builder.info.features['label'].names)
     expected = builder.expected(part)
   except Exception as error:
@@ -222,7 +226,8 @@ def _download(
               out.write(chunk)
               digest.update(chunk)
               done += len(chunk)
-              show(min(done, total))
+              if total:
+                show(min(done, total))
               if out.tell() > (file.size or spec.space):
                 break
       except requests.RequestException as error:
@@ -232,7 +237,14 @@ def _download(
           f'{file.url} is not the published file: {paths[name].stat().st_size} '
           f'of {file.size} bytes, SHA-256 {digest.hexdigest()[:12]}...'
         )
+      if not file.sha256 and not _is_gzip(paths[name]):
+        raise DownloadError(f'{file.url} gives no archive but something else')
   return paths
+
+
+def _is_gzip(path: pathlib.Path) -> bool:
+  with path.open('rb') as file:
+    return file.read(2) == b'\x1f\x8b'
 
 
 def _reason(error: BaseException) -> BaseException:
