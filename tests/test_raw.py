@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import tarfile
 import zipfile
 
@@ -485,8 +486,11 @@ def _edited(edit):
       _edited(lambda m: m.update({'x/test_batch.bin': b'x'})),
       'test_batch.bin more than once',
     ),
-    (_edited(lambda m: m.update({'../x': b'x'})), r'\.\./x, which leads out'),
-    (_edited(lambda m: m.update({'/etc/x': b'x'})), '/etc/x, which leads out'),
+    (_edited(lambda m: m.update({'../x': b'x'})), r"'\.\./x', which leads out"),
+    (
+      _edited(lambda m: m.update({'/etc/x': b'x'})),
+      "'/etc/x', which leads out",
+    ),
   ],
 )
 def test_a_tar_that_is_not_as_published(
@@ -499,6 +503,18 @@ def test_a_tar_that_is_not_as_published(
     _prepare(tmp_path, 'cifar10')
   assert str(path) in str(caught.value)
   assert len(str(caught.value).splitlines()) == 1
+
+
+def test_names_that_a_terminal_would_obey(tmp_path):
+  path = tmp_path / 'x.zip'
+  _write(path, {'a\n\x1b[2J.png': b'x' * 9})
+  with pytest.raises(types.UserError) as caught:
+    list(
+      archives.read(
+        path, re.compile(r'(.*\.png)', re.DOTALL), count=1, what='', largest=1
+      )
+    )
+  assert str(caught.value).isprintable()
 
 
 def test_a_tar_that_swells(tmp_path, folder, cifar10, monkeypatch):

@@ -63,12 +63,12 @@ def read(
     for member in _members(path):
       if member.name.startswith('/') or '..' in member.name.split('/'):
         raise types.UserError(
-          f'{path} holds {member.name}, which leads out of it; fetch it again'
+          f'{path} holds {member.name!r}, which leads out of it; fetch it again'
         )
       match = pattern.fullmatch(member.name)
       if not match:
         continue
-      key = match[1]
+      key = match[1] if match[1].isprintable() else ascii(match[1])
       if key in seen:
         raise types.UserError(f'{path} holds {key} more than once')
       if len(seen) == count:
