@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   config.deterministic = False
 
   config.data = ConfigDict()
-  # Data set: 'digits' or 'mnist'.
+  # Data set: 'digits', 'mnist', 'cifar10', 'svhn' or 'tinyimagenet'.
   config.data.name = 'digits'
   # Positions of the classes that are kept back and come as unknown.
   config.data.unknown_classes = (7, 8, 9)
@@ -44,7 +44,9 @@ def get_config() -> ConfigDict:
 
   config.evaluation = ConfigDict()
   # 'set' or 'set:recipe' each: noise, mnist_noise:background (its default) or
-  # :sum, omniglot:resize (its default), :nearest, :mnist_style or :dark.
+  # :sum, omniglot:resize (its default), :nearest, :mnist_style or :dark; for
+  # 32x32 colour: imagenet_crop, imagenet_resize, lsun_crop, lsun_resize,
+  # cifar100.
   config.evaluation.unknown_sets = ('noise',)
   # Samples of each unknown set at most; a shorter set is used whole.
   config.evaluation.max_unknown = 10_000

@@ -4,11 +4,20 @@
   python -m crosr_jax.prepare mnist --manual_dir=FOLDER
 
 Without a network, --manual_dir names a folder that holds the publisher's files
-as they are. Everything is held against published checksums; what is prepared
-already is checked and left alone.
+as they are; where a line below says so, unpacked will do. Everything is held
+against published checksums; what is prepared already is checked and left alone.
 
-Data sets: mnist (11.6 MB to download, four idx files), omniglot (15.9 MB, two
-zips).
+Data sets, with what is downloaded:
+
+  mnist         11.6 MB: four idx files, with or without their .gz
+  omniglot      15.9 MB: two zips
+  cifar10       170 MB: cifar-10-binary.tar.gz, or cifar-10-batches-bin/
+  cifar100      169 MB: cifar-100-binary.tar.gz, or cifar-100-binary/, or
+                pictures test/<label>/<number>.png; its test part alone
+  odin          four archives: Imagenet.tar.gz, Imagenet_resize.tar.gz,
+                LSUN.tar.gz, LSUN_resize.tar.gz, or folders of their pictures
+  svhn          246 MB: train_32x32.mat, test_32x32.mat
+  tinyimagenet  248 MB: tiny-imagenet-200.zip
 """
 
 from absl import flags

@@ -77,6 +77,29 @@ def raw_data(tmp_path_factory):
   return folder
 
 
+needs_raw_colour = pytest.mark.skipif(
+  not _UNPACK.exists()
+  if 'CROSR_JAX_RAW' not in os.environ
+  else not all(
+    pathlib.Path(os.environ['CROSR_JAX_RAW'], name).is_dir()
+    for name in ('cifar10', 'cifar100', 'odin')
+  ),
+  reason="needs the publishers' files: set CROSR_JAX_RAW to a folder with "
+  'cifar10/, cifar100/ and odin/ in it',
+)
+
+
+@pytest.fixture(scope='session')
+def raw_colour(tmp_path_factory):
+  """As `raw_data`, of the data sets in colour."""
+  if 'CROSR_JAX_RAW' in os.environ:
+    return pathlib.Path(os.environ['CROSR_JAX_RAW'])
+  folder = tmp_path_factory.mktemp('raw_colour')
+  names = ('cifar10', 'cifar100', 'odin')
+  subprocess.run([sys.executable, _UNPACK, folder, *names], check=True)
+  return folder
+
+
 def pytest_addoption(parser):
   parser.addoption(
     '--kills',

@@ -245,10 +245,17 @@ def _white(size):
       'images are not the published',
     ),
     (lambda m: m.update({_drawing(m): b'0' * 10**6}), 'too large'),
-    # Nothing is unpacked: a path that leads out is only a wrong name.
     (
       lambda m: m.update({f'../../{_drawing(m)}': m.pop(_drawing(m))}),
-      'not the published|holds 3',
+      'leads out of it',
+    ),
+    (
+      lambda m: m.update({f'twice/{_drawing(m)}': m[_drawing(m)]}),
+      'more than once',
+    ),
+    (
+      lambda m: m.update({'Other/character01/9.png': m[_drawing(m)]}),
+      'more than the 4 drawings',
     ),
   ],
 )
@@ -489,6 +496,21 @@ def test_download_that_is_not_as_published(tmp_path, published):
   ):
     prepared.prepare('mnist', tmp_path / 'data')
   assert _left(tmp_path) == []
+
+
+def test_download_of_no_known_digest(tmp_path, published, monkeypatch):
+  """The pixels are held against theirs; a page is no archive."""
+  spec = catalog.DATA_SETS['mnist']
+  files = {n: f._replace(size=0, sha256='') for n, f in spec.files.items()}
+  spec = spec._replace(files=files, space=10**6)
+  monkeypatch.setitem(catalog.DATA_SETS, 'mnist', spec)
+  prepared.prepare('mnist', tmp_path / 'data')
+  _alter(published[0] / _MNIST[0])
+  with pytest.raises(types.UserError, match='images are not the published'):
+    prepared.prepare('mnist', tmp_path / 'other')
+  (published[0] / _MNIST[0]).write_bytes(b'<html>')
+  with pytest.raises(prepared.DownloadError, match=r'gz gives no archive'):
+    prepared.prepare('mnist', tmp_path / 'other')
 
 
 def test_download_that_is_gone(tmp_path, published):

@@ -7,15 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crosr_jax import types
 from crosr_jax.data import duplicates, sources, unknowns
 
 _NOWHERE = pathlib.Path('/nowhere')
 _RECIPES = list(unknowns.SETS['omniglot'].recipes)
 
 
-def _make(known, *entries, seed=0, max_unknown=10_000):
+def _make(known, *entries, seed=0, max_unknown=10_000, classes=()):
   return unknowns.make(
-    entries, known, max_unknown=max_unknown, seed=seed, data_dir=_NOWHERE
+    entries,
+    known,
+    max_unknown=max_unknown,
+    seed=seed,
+    data_dir=_NOWHERE,
+    classes=dict(classes),
   )
 
 
@@ -162,6 +168,88 @@ def test_colour_where_the_known_images_have_it(generator, drawings):
   known = generator.integers(0, 256, (5, 32, 32, 3), np.uint8)
   made = _make(known, 'omniglot', 'noise', 'mnist_noise')
   assert {u.image.shape[1:] for u in made.values()} == {(32, 32, 3)}
+
+
+_COLOUR = {
+  'imagenet_crop': (200, ('odin', 'imagenet_crop')),
+  'imagenet_resize': (200, ('odin', 'imagenet_resize')),
+  'lsun_crop': (10, ('odin', 'lsun_crop')),
+  'lsun_resize': (10, ('odin', 'lsun_resize')),
+  'cifar100': (100, ('cifar100', 'test')),
+}
+
+
+@pytest.fixture
+def colours(monkeypatch, generator):
+  """Six colour images of the classes 0, 1, 2 in place of each such set."""
+  image = generator.integers(0, 256, (6, 32, 32, 3), np.uint8)
+  asked = []
+
+  def part(name, part, data_dir):
+    asked.append((name, part))
+    label = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    return sources.Source(image, label, ('a', 'b', 'c'))
+
+  monkeypatch.setattr(sources, 'prepared_part', part)
+  return image, asked
+
+
+def test_colour_sets_come_as_they_are(colours):
+  known = np.zeros((4, 32, 32, 3), np.uint8)
+  made = _make(known, *_COLOUR)
+  assert list(made) == list(_COLOUR)
+  assert colours[1] == [start for _, start in _COLOUR.values()]
+  for name, found in made.items():
+    np.testing.assert_array_equal(found.image, colours[0])
+    assert found.num_classes == _COLOUR[name][0]
+    words = {'i': 'ODIN paper: test images of Tiny ImageNet, ', 'l': 'LSUN, '}
+    assert words.get(name[0], 'CIFAR-100') in found.recipe
+    assert name.rpartition('_')[2].replace('cifar100', '') in found.recipe
+
+
+@pytest.mark.parametrize('name', list(_COLOUR))
+def test_a_set_of_another_shape(digits, colours, name):
+  with pytest.raises(
+    types.UsageError,
+    match=f'{name} has images of 32 x 32 x 3, the known ones are 28 x 28 x 1; '
+    'name a set',
+  ):
+    _make(digits, 'noise', name)
+  assert not colours[1]
+
+
+def test_classes_of_a_set(colours):
+  known = np.zeros((4, 32, 32, 3), np.uint8)
+  chosen = {'cifar100': (2, 0, 2), 'lsun_crop': ()}
+  made = _make(known, 'cifar100', 'lsun_crop', classes=chosen)
+  np.testing.assert_array_equal(
+    made['cifar100'].image, colours[0][[0, 2, 3, 5]]
+  )
+  assert made['cifar100'].num_classes == 2
+  assert made['cifar100'].recipe.endswith('; classes 0, 2 alone')
+  assert len(made['lsun_crop'].image) == 6
+  assert made['lsun_crop'].num_classes == 10
+  # The sample is drawn from the chosen classes.
+  few = _make(known, 'cifar100', classes={'cifar100': (1,)}, max_unknown=1)
+  assert any((few['cifar100'].image[0] == colours[0][[1, 4]]).all((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+  ('classes', 'message'),
+  [
+    (
+      {'cifar100': (0, 3)},
+      r'cifar100_splits: cifar100 has no class 3, .*0..2',
+    ),
+    ({'cifar100': (-1,)}, 'cifar100 has no class -1'),
+    ({'lsun_crop': (0,)}, 'evaluation.unknown_sets does not name; name it'),
+    ({'noise': (0,)}, 'noise is made of no classes'),
+  ],
+)
+def test_classes_that_cannot_be_chosen(colours, classes, message):
+  known = np.zeros((4, 32, 32, 3), np.uint8)
+  with pytest.raises(types.UsageError, match=message):
+    _make(known, 'cifar100', 'noise', classes=classes)
 
 
 def test_repeated_images_by_hand():

@@ -3,7 +3,7 @@
 N samples. A prepared set is a TFDS folder of array_record files,
 <data_dir>/crosr_jax/<name>/<version>: a place of our own, since TFDS uses the
 same names. It is written aside and renamed, and every read is held against the
-published SHA-256.
+published SHA-256, or, where that is not known, against one noted at writing.
 """
 
 import contextlib
@@ -134,14 +134,19 @@ def _read_part(
   spec, folder = catalog.DATA_SETS[name], _folder(name, data_dir)
   try:
     builder = builders.BUILDERS[name](spec, _root(data_dir))
-    source = builder.as_data_source(part)
-    image = np.empty((len(source), *spec.image_shape), np.uint8)
-    label = np.empty(len(source), np.int32)
-    for start in range(0, len(source), _BLOCK):
-      rows = range(start, min(start + _BLOCK, len(source)))
-      for i, sample in zip(rows, source.__getitems__(rows), strict=True):
-        image[i], label[i] = sample['image'], sample['label']
+    found = [builder.as_data_source(split) for split in builder.splits(part)]
+    total = sum(map(len, found))
+    image = np.empty((total, *spec.image_shape), np.uint8)
+    label = np.empty(total, np.int32)
+    done = 0
+    for source in found:
+      for start in range(0, len(source), _BLOCK):
+        rows = range(start, min(start + _BLOCK, len(source)))
+        for sample in source.__getitems__(rows):
+          image[done], label[done] = sample['image'], sample['label']
+          done += 1
     class_names = tuple(builder.info.features['label'].names)
+    expected = builder.expected(part)
   except Exception as error:
     # Records are read by C++ and protocol buffers, which raise what they like;
     # but what the machine fails at, or an installation, is no damage.
@@ -154,7 +159,7 @@ def _read_part(
     raise types.UserError(
       f'{folder} is damaged: {part} cannot be read ({reason})'
     ) from error
-  raw.check(spec.parts[part], image, label, folder, folder, advice='')
+  raw.check(expected, image, label, folder, folder, advice='')
   return raw.Raw(image, label), class_names
 
 
@@ -197,7 +202,10 @@ def _plain_errors(data_dir: pathlib.Path) -> Iterator[None]:
 def _download(
   spec: catalog.DataSet, folder: pathlib.Path
 ) -> dict[str, pathlib.Path]:
-  """Fetches the publisher's files into a folder, held against SHA-256."""
+  """Fetches the publisher's files into a folder, held against SHA-256.
+
+  Where that is not known, so are the pixels, when they are read.
+  """
   # Costs a tenth of a second, and only those who download should pay it.
   import requests
 
@@ -218,17 +226,25 @@ def _download(
               out.write(chunk)
               digest.update(chunk)
               done += len(chunk)
-              show(min(done, total))
-              if out.tell() > file.size:
+              if total:
+                show(min(done, total))
+              if out.tell() > (file.size or spec.space):
                 break
       except requests.RequestException as error:
         raise DownloadError(f'{file.url}: {_reason(error)}') from error
-      if digest.hexdigest() != file.sha256:
+      if file.sha256 and digest.hexdigest() != file.sha256:
         raise DownloadError(
           f'{file.url} is not the published file: {paths[name].stat().st_size} '
           f'of {file.size} bytes, SHA-256 {digest.hexdigest()[:12]}...'
         )
+      if not file.sha256 and not _is_gzip(paths[name]):
+        raise DownloadError(f'{file.url} gives no archive but something else')
   return paths
+
+
+def _is_gzip(path: pathlib.Path) -> bool:
+  with path.open('rb') as file:
+    return file.read(2) == b'\x1f\x8b'
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -250,7 +266,7 @@ def _check_space(name: str, folder: pathlib.Path) -> None:
 def _local_files(
   name: str, manual_dir: pathlib.Path
 ) -> dict[str, pathlib.Path]:
-  """The publisher's files by name; a .gz may be unpacked already."""
+  """The publisher's files by name, or what lies there in their place."""
   try:
     folder = manual_dir / name if (manual_dir / name).is_dir() else manual_dir
     names = sorted(path.name for path in folder.iterdir())
@@ -260,21 +276,41 @@ def _local_files(
     ) from None
   spec = catalog.DATA_SETS[name]
   found = {}
-  for file in spec.files:
-    packed, plain = folder / file, folder / file.removesuffix('.gz')
-    path = next((p for p in (packed, plain) if p.is_file()), None)
+  for file, facts in spec.files.items():
+    path = _first(folder, (file, *facts.unpacked))
     if not path:
-      near = difflib.get_close_matches(
-        file, [n for n in names if n not in spec.files], 1
-      )
-      hint = f' (there is {near[0]}: is it that, renamed?)' if near else ''
       holds = '' if names else ', it is empty'
+      instead = ''.join(f' or {other}' for other in facts.unpacked)
       raise types.UserError(
-        f'{folder} has no {file}{hint}{holds}; {name} is made of '
-        f'{", ".join(spec.files)}, see {spec.homepage}'
+        f'{folder} has no {file}{instead}{_hint(file, names, spec)}{holds}; '
+        f'{name} is made of {", ".join(spec.files)}, see {spec.homepage}'
       )
     found[file] = path
   return found
+
+
+def _first(folder: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path | None:
+  """The first that is there; a name that ends in / must be a folder."""
+  for name in names:
+    path = folder / name
+    if path.is_dir() if name.endswith('/') else path.is_file():
+      return path
+  return None
+
+
+def _hint(file: str, names: list[str], spec: catalog.DataSet) -> str:
+  """What may be meant to be the file that is missing."""
+  facts = spec.files[file]
+  for other in facts.not_read:
+    if other in names:
+      return f' (there is {other}: another packing, which is not read)'
+  used = {
+    used.rstrip('/')
+    for packed, facts in spec.files.items()
+    for used in (packed, *facts.unpacked)
+  }
+  near = difflib.get_close_matches(file, [n for n in names if n not in used], 1)
+  return f' (there is {near[0]}: is it that, renamed?)' if near else ''
 
 
 @contextlib.contextmanager

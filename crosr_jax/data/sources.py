@@ -48,6 +48,34 @@ def mnist(data_dir: pathlib.Path) -> Published:
   )
 
 
+def cifar10(data_dir: pathlib.Path) -> Published:
+  """50,000 + 10,000 colour images, 32x32 (Krizhevsky 2009)."""
+  return Published(
+    prepared_part('cifar10', 'train', data_dir),
+    prepared_part('cifar10', 'test', data_dir),
+  )
+
+
+def svhn(data_dir: pathlib.Path) -> Published:
+  """73,257 + 26,032 house number digits, 32x32 (Netzer et al. 2011)."""
+  return Published(
+    prepared_part('svhn', 'train', data_dir),
+    prepared_part('svhn', 'test', data_dir),
+  )
+
+
+def tinyimagenet(data_dir: pathlib.Path) -> Published:
+  """100,000 + 10,000 colour images of 200 classes, 64x64 (Le and Yang 2015).
+
+  The labels of its test part were never published: as everywhere, its part for
+  validation takes that place.
+  """
+  return Published(
+    prepared_part('tinyimagenet', 'train', data_dir),
+    prepared_part('tinyimagenet', 'val', data_dir),
+  )
+
+
 def prepared_part(name: str, part: str, data_dir: pathlib.Path) -> Source:
   """A part of a prepared data set; see prepared.read."""
   found, class_names = prepared.read(name, part, data_dir)
@@ -57,4 +85,7 @@ def prepared_part(name: str, part: str, data_dir: pathlib.Path) -> Source:
 SOURCES: dict[str, Callable[[pathlib.Path], Published]] = {
   'digits': digits,
   'mnist': mnist,
+  'cifar10': cifar10,
+  'svhn': svhn,
+  'tinyimagenet': tinyimagenet,
 }

@@ -7,16 +7,17 @@ more recipes, since public codes disagree; the first is the default. An entry of
 
 import pathlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from crosr_jax import types
-from crosr_jax.data import sources
+from crosr_jax.data import catalog, sources
 
 Shape = tuple[int, ...]
+_ALL: Mapping[str, Sequence[int]] = {}
 
 
 class Unknown(NamedTuple):
@@ -62,7 +63,7 @@ def make(
   max_unknown: int,
   seed: int,
   data_dir: pathlib.Path,
-  classes: dict[str, Sequence[int]] | None = None,
+  classes: Mapping[str, Sequence[int]] = _ALL,
 ) -> dict[str, Unknown]:
   """The sets by their names in the report: 'set', or 'set_recipe'.
 
@@ -72,44 +73,88 @@ def make(
     max_unknown: samples of a set at most; a shorter one is used whole.
     seed: of samples, which all recipes of a set share, and of noise.
     data_dir: where prepared data sets are.
-    classes: of a set's data set, all that it is then made of.
+    classes: by set, the positions of the classes of the data set it starts
+      from that it is restricted to, and counts for; none = all.
 
   Raises:
-    UserError: for an entry, or a data set, that cannot be used.
+    UserError: for an entry, a class or a data set that cannot be used.
   """
   check(entries)
+  for name, recipe in map(_split, entries):
+    _check_shape(name, recipe, known.shape[1:])
+  chosen_classes = _checked(classes, entries)
   made: dict[str, Unknown] = {}
   start: dict[tuple[str, str] | None, np.ndarray] = {
     None: sample(known, max_unknown, seed)
   }
   for name, recipe in map(_split, entries):
-    found = SETS[name]
-    only = tuple(sorted(set((classes or {}).get(name, ()))))
+    found, positions = SETS[name], chosen_classes.get(name, ())
+    key, chosen = _key(name, recipe), found.recipes[recipe]
+    num_classes, text = found.num_classes, chosen.text
     if found.start and found.start not in start:
       source = sources.prepared_part(*found.start, data_dir)
-      image = _of_classes(source, name, only) if only else source.image
-      start[found.start] = sample(image, max_unknown, seed)
-    key, chosen = _key(name, recipe), found.recipes[recipe]
+      if positions:
+        source = _of_classes(source, positions, name)
+      start[found.start] = sample(source.image, max_unknown, seed)
+    if positions:
+      num_classes = len(positions)
+      text += f'; classes {", ".join(map(str, positions))} alone'
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     image = chosen.make(start[found.start], known.shape[1:], generator)
-    text = f'{chosen.text}, classes {", ".join(map(str, only))}'
-    made[key] = Unknown(
-      image, len(only) or found.num_classes, text if only else chosen.text
-    )
+    made[key] = Unknown(image, num_classes, text)
   return made
 
 
-def _of_classes(
-  source: sources.Source, name: str, classes: Sequence[int]
-) -> np.ndarray:
-  """Images of some classes of a set's data set."""
-  count = len(source.class_names)
-  for k in classes:
-    if k not in range(count):
+def _check_shape(name: str, recipe: str, shape: Shape) -> None:
+  """Raises a UsageError where a recipe keeps images of another shape."""
+  found = SETS[name]
+  if not found.start or found.recipes[recipe].make is not _as_they_are:
+    return
+  own = catalog.DATA_SETS[found.start[0]].image_shape
+  if own != tuple(shape):
+    raise types.UsageError(
+      f'evaluation.unknown_sets: {name} has images of {_times(own)}, the known '
+      f'ones are {_times(shape)}; name a set of that shape, or one that takes '
+      'any: noise, mnist_noise, omniglot'
+    )
+
+
+def _times(shape: Shape) -> str:
+  return ' x '.join(map(str, shape))
+
+
+def _checked(
+  classes: Mapping[str, Sequence[int]], entries: Sequence[str]
+) -> dict[str, list[int]]:
+  """The class positions by set, in order, each once."""
+  named = {_split(entry)[0] for entry in entries}
+  found = {n: sorted(set(positions)) for n, positions in classes.items()}
+  for name, positions in found.items():
+    if positions and name not in named:
       raise types.UsageError(
-        f'unknown set {name}: {k} is no class, choose from 0..{count - 1}'
+        f'evaluation.{name}_splits chooses classes of {name}, which '
+        'evaluation.unknown_sets does not name; name it there'
       )
-  return source.image[np.isin(source.label, classes)]
+    if positions and not SETS[name].start:
+      raise types.UsageError(
+        f'{name} is made of no classes that could be chosen'
+      )
+  return found
+
+
+def _of_classes(
+  source: sources.Source, positions: Sequence[int], name: str
+) -> sources.Source:
+  """The samples of some classes."""
+  for position in positions:
+    if not (source.label == position).any():
+      there = np.unique(source.label)
+      raise types.UsageError(
+        f'evaluation.{name}_splits: {name} has no class {position}, its '
+        f'classes are {there[0]}..{there[-1]}'
+      )
+  chosen = np.isin(source.label, positions)
+  return source._replace(image=source.image[chosen], label=source.label[chosen])
 
 
 def sample(image: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -134,6 +179,14 @@ def _split(entry: str) -> tuple[str, str]:
 def _key(name: str, recipe: str) -> str:
   is_default = recipe == next(iter(SETS[name].recipes))
   return name if is_default else f'{name}_{recipe}'
+
+
+def _as_they_are(
+  image: np.ndarray, shape: Shape, generator: np.random.Generator
+) -> np.ndarray:
+  """For images of the known ones' shape."""
+  del shape, generator
+  return image
 
 
 def _noise(
@@ -215,6 +268,14 @@ def _offset(mass: np.ndarray, size: int) -> int:
   return int(np.clip(begin, 0, size - len(mass)))
 
 
+def _of_odin(part: str, made: str, num_classes: int) -> Set:
+  """A set of the ODIN paper's."""
+  text = f'outliers of the ODIN paper: test images of {made} to 32x32'
+  return Set(
+    {'published': Recipe(_as_they_are, text)}, num_classes, ('odin', part)
+  )
+
+
 _NOISE = Recipe(_noise, 'each pixel uniform in 0..255')
 SETS = {
   'noise': Set({'uniform': _NOISE}, num_classes=1),
@@ -248,5 +309,16 @@ SETS = {
     },
     num_classes=659,
     start=('omniglot', 'evaluation'),
+  ),
+  # What Liang, Li and Srikant (ICLR 2018), section 4.2, say of them: test
+  # images of the 200 classes of Tiny ImageNet, and of 10 scenes of LSUN.
+  'imagenet_crop': _of_odin('imagenet_crop', 'Tiny ImageNet, cropped', 200),
+  'imagenet_resize': _of_odin('imagenet_resize', 'Tiny ImageNet, resized', 200),
+  'lsun_crop': _of_odin('lsun_crop', 'LSUN, cropped', 10),
+  'lsun_resize': _of_odin('lsun_resize', 'LSUN, resized', 10),
+  'cifar100': Set(
+    {'test': Recipe(_as_they_are, 'CIFAR-100, the published test part')},
+    num_classes=100,
+    start=('cifar100', 'test'),
   ),
 }
