@@ -38,7 +38,7 @@ def build(
     learning_rate: the highest of the schedule.
     momentum: of 'sgd' and 'muon', in [0, 1).
     weight_decay: on weights, not on biases or norms; for 'sgd' added to the
-      gradient.
+      gradient, for 'muon' on convolutions alone.
     schedule: 'constant'; 'cosine' or 'linear' to 0; 'one_cycle', cosine up and
       down, the peak at `warmup_share`; 'halving', halved `halvings` times at
       equal distances (the authors' release: every 25 of 500 epochs).
@@ -68,7 +68,6 @@ def build(
       beta=momentum,
       weight_decay=weight_decay,
       weight_decay_mask=_is_weight,
-      adam_weight_decay=weight_decay,
       adam_learning_rate=lambda step: _ADAM_SHARE * rate(step),
       muon_weight_dimension_numbers=_convolutions,
     )
