@@ -47,15 +47,18 @@ class DHRNet(nn.Module):
       train: whether batch statistics are of this batch.
 
     Returns:
-      logits [B, K]; latents, deepest block first, each [B, D_l]; the
-      reconstruction [B, H, W, C] in standardised units.
+      logits [B, K]; latents, deepest block first, each [B, D_l], without
+      lateral the pooled outputs of the blocks; the reconstruction [B, H, W, C]
+      in standardised units, () without lateral.
     """
     maps = [self.standardise(image)]
     for block in self.blocks:
       maps.append(block(maps[-1], keys, train))
     logits = self.head(maps[-1], keys, train)
     if self.lateral == 'none':
-      return types.Outputs(logits, (), ())
+      # Of a net that reconstructs nothing: the control of what codes are worth.
+      pooled = tuple(self._pool(x) for x in reversed(maps[1:]))
+      return types.Outputs(logits, pooled, ())
     latents, reconstruction = [], jnp.zeros(())
     for level in reversed(range(len(self.blocks))):
       code, back = self._lateral(maps[level + 1], level)
