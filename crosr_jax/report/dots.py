@@ -1,0 +1,133 @@
+"""Picture of one reading: every row of a comparison on every unknown set."""
+
+import matplotlib
+import numpy as np
+from matplotlib import axes, lines
+
+from crosr_jax.report import judgement, rows, style
+
+_COLOUR = {'baseline': '#56616B', 'crosr': '#D55E00', 'control': '#0072B2'}
+_SAYS = {'baseline': 'baselines', 'crosr': 'CROSR', 'control': 'controls'}
+_COLUMNS = 3
+
+
+def draw(table: dict, key: str) -> style.Picture | None:
+  """Means, spread, single runs and published figures; None = nothing to draw.
+
+  Args:
+    table: from rows.table.
+    key: of the reading.
+  """
+  shown = [row for row in table['rows'] if _has(row, key)]
+  if not shown:
+    return None
+  reading = rows.reading(key)
+  with matplotlib.rc_context(style.settings()):
+    columns = min(_COLUMNS, len(table['sets']))
+    fig, grid = style.panels(
+      len(table['sets']),
+      width=2.7 + 2.6 / columns,
+      height=1.0 + 0.23 * len(shown),
+      columns=columns,
+    )
+    for i, (ax, name) in enumerate(zip(grid, table['sets'], strict=True)):
+      _panel(ax, shown, name, key)
+      ax.set_yticks(np.arange(len(shown)))
+      ax.set_yticklabels(
+        [row['title'] for row in shown] if i % columns == 0 else []
+      )
+    has_paper = any(_paper(row, name, key) for row in shown
+                    for name in table['sets'])  # fmt: skip
+    fig.legend(
+      handles=_legend(shown, table['by'], len(table['labels']), has_paper),
+      loc='outside lower center',
+      ncols=5,
+    )
+  return style.Picture(
+    f'compare_{key}',
+    reading.head,
+    f'Dots: mean over {table["by"]}s, lines: '
+    f'± one sample standard deviation, small dots: every {table["by"]}.'
+    + (
+      ' Diamonds: published figures in this very reading. '
+      if has_paper
+      else ' No figure is published in this reading. '
+    )
+    + 'Each panel has an axis of its own.',
+    style.png(fig),
+  )
+
+
+def _has(row: dict, key: str) -> bool:
+  return any(
+    cells[key]['mean'] is not None for cells in row['unknown'].values()
+  )
+
+
+def _paper(row: dict, name: str, key: str) -> float | None:
+  figure = row['paper'].get(name)
+  return figure['value'] if figure and figure['reading'] == key else None
+
+
+def _panel(ax: axes.Axes, shown: list[dict], name: str, key: str) -> None:
+  kinds = [row['kind'] for row in shown]
+  for i in range(1, len(kinds)):
+    if kinds[i] != kinds[i - 1]:
+      ax.axhline(i - 0.5, color='#cccccc', linewidth=0.8)
+  for y, row in enumerate(shown):
+    cell, colour = row['unknown'][name][key], _COLOUR[row['kind']]
+    paper = _paper(row, name, key)
+    if paper is not None:
+      ax.plot(
+        paper, y, 'D', markersize=6.5, markerfacecolor='none',
+        markeredgecolor=style.INK, markeredgewidth=1.2, zorder=4,
+      )  # fmt: skip
+    if cell['mean'] is None:
+      continue
+    singles = [value for value in cell['values'] if value is not None]
+    if len(singles) > 1:
+      ax.plot(
+        singles, [y] * len(singles), 'o', markersize=3, color=colour,
+        alpha=0.45, markeredgewidth=0,
+      )  # fmt: skip
+      ax.plot(
+        [cell['mean'] - cell['std'], cell['mean'] + cell['std']], [y, y],
+        color=colour, linewidth=1.6,
+      )  # fmt: skip
+    ax.plot(cell['mean'], y, 'o', markersize=6.5, color=colour, zorder=3)
+  ax.set_title(style.label(name))
+  ax.set_ylim(len(shown) - 0.5, -0.5)
+  ax.margins(x=0.08)
+  ax.locator_params(axis='x', nbins=5)
+  ax.xaxis.set_major_formatter(
+    lambda value, _: (
+      judgement.short(float(value)).rstrip('0').rstrip('.') or '0'
+    )
+  )
+  ax.grid(axis='x', color='#e8e8e8', linewidth=0.8)
+  ax.tick_params(axis='y', length=0, labelcolor=style.INK)
+  ax.set_axisbelow(True)
+  for side in ('left', 'bottom'):
+    ax.spines[side].set_visible(False)
+
+
+def _legend(
+  shown: list[dict], by: str, count: int, has_paper: bool
+) -> list[lines.Line2D]:
+  kinds = dict.fromkeys(row['kind'] for row in shown)
+  handles = [
+    lines.Line2D([], [], marker='o', linestyle='', color=_COLOUR[kind],
+                 markersize=6.5, label=_SAYS[kind])
+    for kind in kinds
+  ]  # fmt: skip
+  if count > 1:
+    handles.append(
+      lines.Line2D([], [], marker='o', linestyle='-', color=style.FAINT,
+                   markersize=3, label=f'single {by}s, ± deviation')
+    )  # fmt: skip
+  if has_paper:
+    handles.append(
+      lines.Line2D([], [], marker='D', linestyle='', color=style.INK,
+                   markerfacecolor='none', markersize=6.5, label='published')
+    )  # fmt: skip
+  return handles
