@@ -25,13 +25,15 @@ class System(NamedTuple):
   needs: str = ''  # section of the config without which there is no such system
 
 
+_GENERATED = 'counterfactual'
 SYSTEMS = {
   'supervised': System({'model.lateral': 'none'}),
   'laddernet': System({'model.lateral': 'identity'}),
   'dhrnet': System({'model.lateral': 'bottleneck'}),
+  # Where there are fewer training samples, an image of each.
   'gan': System(
-    {'model.lateral': 'none', 'counterfactual.count': 10_000},
-    needs='counterfactual',
+    {'model.lateral': 'none', f'{_GENERATED}.count': 10_000},
+    needs=_GENERATED,
   ),
   # The control: laterals are there, but never asked to reconstruct.
   'dhrnet_w0': System(
@@ -43,6 +45,7 @@ _OWN = {
   'model.lateral': '--systems names the systems, which differ in it',
   'seed': '--seeds=0,1,2 names the seeds',
   'data.split': '--splits=0,1 names the splits',
+  f'{_GENERATED}.count': '--systems=gan generates unknowns',
 }
 
 
@@ -155,6 +158,8 @@ def _run(
     overrides['data.split'] = split
     folder, title = f'split{split}-{folder}', f'split {split}, {title}'
   changed = config_dict.ConfigDict(config.to_dict())
+  if _GENERATED in changed and system != 'gan':
+    overrides[f'{_GENERATED}.count'] = 0
   changed.update_from_flattened_dict(overrides)
   workdir = root / system / folder
   return Run(

@@ -135,10 +135,10 @@ def run(
 
 
 def check(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-  """Raises where `run` would refuse a field or the workdir; writes nothing."""
+  """Raises where `run` would refuse a field, or the workdir of another run."""
   _check(config)
-  if _is_bound(workdir):
-    _check_bound(config, workdir)
+  if (workdir / 'config.json').exists():
+    _bind(config, workdir)
 
 
 @contextlib.contextmanager
@@ -207,22 +207,12 @@ def _check(config: config_dict.ConfigDict) -> None:
 
 def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """Raises where the workdir was made with another config."""
-  if _is_bound(workdir):
-    _check_bound(config, workdir)
-  else:
-    text = json.dumps(_bound(config), indent=2)
-    files.write_text(workdir / 'config.json', text)
-
-
-def _is_bound(workdir: pathlib.Path) -> bool:
-  """Only what was trained binds: a typo that stopped the run must not."""
-  trained = any((workdir / 'checkpoints').glob('[0-9]*'))
-  return trained and (workdir / 'config.json').exists()
-
-
-def _check_bound(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   path = workdir / 'config.json'
   bound = _bound(config)
+  # Only what was trained binds: a typo that stopped the run must not.
+  if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
+    files.write_text(path, json.dumps(bound, indent=2))
+    return
   try:
     before = dict(json.loads(path.read_text()))
   except (TypeError, ValueError):

@@ -69,34 +69,40 @@ def draw(nets: Sequence[Net], image_shape: Sequence[int]) -> style.Picture:
     nets: from the plain classifier up.
     image_shape: [H, W, C].
   """
-  levels = max(len(_of(net, 'block')) for net in nets)
-  widths = [_columns(net)[-1] + _WIDTH + 0.5 for net in nets]
-  height = (levels + 2) * _RISE + 0.75
   with matplotlib.rc_context(style.settings()):
-    fig = figure.Figure(
-      figsize=(sum(widths), height),
-      layout=layout_engine.ConstrainedLayoutEngine(w_pad=0.0, h_pad=0.02),
-    )
-    grid = fig.subplots(
-      1, len(nets), squeeze=False, gridspec_kw={'width_ratios': widths}
-    )[0]
-    for ax, net, width in zip(grid, nets, widths, strict=True):
-      ax.set(xlim=(-0.25, width - 0.25), ylim=(-0.55, height - 0.55))
-      ax.set(aspect='equal')
-      ax.set_axis_off()
-      _net(ax, net, tuple(image_shape), levels)
+    png = style.png(figure_of(nets, image_shape))
   return style.Picture(
     'architecture',
-    'Three nets, one backbone',
+    'The nets side by side',
     'From below: the image, the blocks of the backbone, the head with the '
     'logits. LadderNet and DHRNet cross from each block to a decoder that '
     'comes down to the reconstruction: LadderNet with the block as it is, '
     'DHRNet through a narrow code, which is what CROSR measures beside the '
-    'logits. In each part: shape of its output (of a bottleneck, that of '
-    'its code), trained parameters, multiply-adds for one image; '
-    'counted from the modules themselves.',
-    style.png(fig),
+    'logits. In each part: shape of its output (of a bottleneck, that of its '
+    'code), trained parameters, multiply-adds for one image; counted from the '
+    'modules themselves.',
+    png,
   )
+
+
+def figure_of(nets: Sequence[Net], image_shape: Sequence[int]) -> figure.Figure:
+  """The drawing."""
+  levels = max(len(_of(net, 'block')) for net in nets)
+  widths = [_columns(net)[-1] + _WIDTH + 0.5 for net in nets]
+  height = (levels + 2) * _RISE + 0.75
+  fig = figure.Figure(
+    figsize=(sum(widths), height),
+    layout=layout_engine.ConstrainedLayoutEngine(w_pad=0.0, h_pad=0.02),
+  )
+  grid = fig.subplots(
+    1, len(nets), squeeze=False, gridspec_kw={'width_ratios': widths}
+  )[0]
+  for ax, net, width in zip(grid, nets, widths, strict=True):
+    ax.set(xlim=(-0.25, width - 0.25), ylim=(-0.55, height - 0.55))
+    ax.set(aspect='equal')
+    ax.set_axis_off()
+    _net(ax, net, tuple(image_shape), levels)
+  return fig
 
 
 def _of(net: Net, kind: str) -> list[Row]:

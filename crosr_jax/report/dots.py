@@ -2,7 +2,7 @@
 
 import matplotlib
 import numpy as np
-from matplotlib import axes, lines
+from matplotlib import axes, figure, lines
 
 from crosr_jax.report import judgement, rows, style
 
@@ -21,40 +21,54 @@ def draw(table: dict, key: str) -> style.Picture | None:
   shown = [row for row in table['rows'] if _has(row, key)]
   if not shown:
     return None
-  reading = rows.reading(key)
   with matplotlib.rc_context(style.settings()):
-    columns = min(_COLUMNS, len(table['sets']))
-    fig, grid = style.panels(
-      len(table['sets']),
-      width=2.7 + 2.6 / columns,
-      height=1.0 + 0.23 * len(shown),
-      columns=columns,
-    )
-    for i, (ax, name) in enumerate(zip(grid, table['sets'], strict=True)):
-      _panel(ax, shown, name, key)
-      ax.set_yticks(np.arange(len(shown)))
-      ax.set_yticklabels(
-        [row['title'] for row in shown] if i % columns == 0 else []
-      )
-    has_paper = any(_paper(row, name, key) for row in shown
-                    for name in table['sets'])  # fmt: skip
-    fig.legend(
-      handles=_legend(shown, table['by'], len(table['labels']), has_paper),
-      loc='outside lower center',
-      ncols=5,
-    )
+    png = style.png(figure_of(table, shown, key))
+  by = table['by']
+  published = (
+    'Diamonds: published figures, in this very reading.'
+    if _has_paper(table, shown, key)
+    else 'No figure is published in this reading.'
+  )
   return style.Picture(
     f'compare_{key}',
-    reading.head,
-    f'Dots: mean over {table["by"]}s, lines: '
-    f'± one sample standard deviation, small dots: every {table["by"]}.'
-    + (
-      ' Diamonds: published figures in this very reading. '
-      if has_paper
-      else ' No figure is published in this reading. '
-    )
-    + 'Each panel has an axis of its own.',
-    style.png(fig),
+    rows.reading(key).head,
+    f'Dots: mean over {by}s, lines: ± one sample standard deviation, small '
+    f'dots: every {by}. {published} Each panel has an axis of its own.',
+    png,
+  )
+
+
+def figure_of(table: dict, shown: list[dict], key: str) -> figure.Figure:
+  """The drawing of some rows, a panel per unknown set."""
+  columns = min(_COLUMNS, len(table['sets']))
+  fig, grid = style.panels(
+    len(table['sets']),
+    width=2.7 + 2.6 / columns,
+    height=1.0 + 0.23 * len(shown),
+    columns=columns,
+  )
+  for i, (ax, name) in enumerate(zip(grid, table['sets'], strict=True)):
+    _panel(ax, shown, name, key)
+    titles = [row['title'] for row in shown]
+    ax.set_yticks(np.arange(len(shown)), labels=[] if i % columns else titles)
+  fig.legend(
+    handles=_legend(
+      shown,
+      table['by'],
+      len(table['labels']),
+      _has_paper(table, shown, key),
+    ),
+    loc='outside lower center',
+    ncols=5,
+  )
+  return fig
+
+
+def _has_paper(table: dict, shown: list[dict], key: str) -> bool:
+  return any(
+    _paper(row, name, key) is not None
+    for row in shown
+    for name in table['sets']
   )
 
 

@@ -6,16 +6,17 @@ Values are compared as they are printed: what looks level is level.
 from collections.abc import Iterator
 from typing import Any
 
+from crosr_jax import types
 from crosr_jax.report import rows, words
 
 RULE = (
   'A CROSR row wins on an unknown set, in a reading, only where it beats '
   'Softmax and the maximum logit of the very same nets there (means, as '
   'printed). The maximum logit is a score and no probability, so it has no F1 '
-  'half and no F1 argmax; in those two readings the row must beat Softmax in '
-  'that reading, and the maximum logit in AUROC and in F1 tpr95, the two '
-  'readings in which a bare score can be held against it. No worse than any of '
-  'them, but not better than all, is level; anything else is a loss.'
+  'half and no F1 argmax. In those two readings the row must beat Softmax in '
+  'the reading itself, and the maximum logit in AUROC and in F1 tpr95, where a '
+  'bare score can be held against it; ahead of Softmax alone it is no win. A '
+  'loss is to be behind either of them in the reading itself.'
 )
 SPREAD = (
   'The spread is the sample standard deviation of the differences, taken seed '
@@ -70,7 +71,7 @@ def spread(cell: dict) -> str:
 
 
 def verdicts(table: dict) -> list[dict]:
-  """Win, level or loss of every CROSR row, per set and reading; see RULE."""
+  """The outcome of every CROSR row, per set and reading; see RULE."""
   return [
     {
       'system': system,
@@ -93,19 +94,24 @@ def verdicts(table: dict) -> list[dict]:
 def _judged(
   row: dict, softmax: dict, max_logit: dict, name: str, key: str
 ) -> dict[str, Any]:
-  duels = [_duel(row, softmax, name, key)]
-  bare = (key,) if _mean(max_logit, name, key) is not None else _BARE
-  duels += [_duel(row, max_logit, name, k) for k in bare]
-  signs = [duel.pop('sign') for duel in duels]
-  outcome = 'loss' if min(signs) < 0 else 'win' if min(signs) > 0 else 'level'
-  return {'outcome': outcome, 'against': duels}
+  direct = [_duel(row, softmax, name, key)]
+  if _mean(max_logit, name, key) is not None:
+    direct.append(_duel(row, max_logit, name, key))
+    elsewhere = []
+  else:
+    elsewhere = [_duel(row, max_logit, name, k) for k in _BARE]
+  worst = min(duel['sign'] for duel in direct)
+  outcome = {-1: 'loss', 0: 'level', 1: 'win'}[worst]
+  if outcome == 'win' and any(duel['sign'] <= 0 for duel in elsewhere):
+    outcome = 'no win'
+  return {'outcome': outcome, 'against': [*direct, *elsewhere]}
 
 
 def _duel(row: dict, rival: dict, name: str, key: str) -> dict[str, Any]:
   """A row against a rival: sign 1 = better, 0 = level, -1 = worse."""
   ours, theirs = (_mean(r, name, key) for r in (row, rival))
   if ours is None or theirs is None:
-    raise ValueError(
+    raise types.UserError(
       f'{name} has no {key} for {row["title"]} or {rival["title"]}; the '
       'reports were made by another version, score these runs again'
     )
@@ -153,44 +159,41 @@ def verdict_sentences(found: list[dict]) -> list[tuple[str, list[str]]]:
   return says
 
 
+_OUTCOMES = {
+  'win': 'wins in',
+  'no win': 'is ahead of Softmax alone, no win, in',
+  'level': 'is level in',
+  'loss': 'loses in',
+}
+
+
 def _counted(entries: list[dict]) -> str:
-  counts = [
-    (sum(e['outcome'] == outcome for e in entries), one, many)
-    for outcome, one, many in (
-      ('win', 'win', 'wins'),
-      ('level', 'level', 'level'),
-      ('loss', 'loss', 'losses'),
-    )
-  ]
-  return ', '.join(f'{n} {one if n == 1 else many}' for n, one, many in counts)
+  counts = {
+    outcome: sum(e['outcome'] == outcome for e in entries)
+    for outcome in _OUTCOMES
+  }
+  return (
+    f'{counts["win"]} won, {counts["loss"]} lost, {counts["level"]} level, '
+    f'{counts["no win"]} ahead of Softmax alone'
+  )
 
 
 def _of_set(name: str, entries: list[dict]) -> str:
   parts = []
-  for outcome, text in (
-    ('win', 'wins in'),
-    ('level', 'is level in'),
-    ('loss', 'loses in'),
-  ):
-    heads = [_told(e) for e in entries if e['outcome'] == outcome]
-    if heads:
-      parts.append(f'{text} {", ".join(heads)}')
+  for outcome, text in _OUTCOMES.items():
+    told = [_told(e) for e in entries if e['outcome'] == outcome]
+    if told:
+      parts.append(f'{text} {", ".join(told)}')
   return f'{name}: {"; ".join(parts)}.'
 
 
 def _told(entry: dict) -> str:
-  """The reading, and against whom it was not won."""
+  """The reading, and whom it was not won against."""
   head = rows.reading(entry['reading']).head
-  if entry['outcome'] == 'win':
-    return head
-  failed = [
-    duel
-    for duel in entry['against']
-    if _sign(duel['ours'], duel['theirs'], duel['reading'])
-    < (1 if entry['outcome'] == 'level' else 0)
-  ]
   reasons = []
-  for duel in failed:
+  for duel in entry['against']:
+    if duel['sign'] > 0 or (entry['outcome'] == 'loss' and duel['sign'] == 0):
+      continue
     where = ''
     if duel['reading'] != entry['reading']:
       where = f' in {rows.reading(duel["reading"]).head}'
@@ -198,7 +201,7 @@ def _told(entry: dict) -> str:
       f'{short(duel["ours"])} against {short(duel["theirs"])} of '
       f'{words.method_title(duel["method"])}{where}'
     )
-  return f'{head} ({", ".join(reasons)})'
+  return f'{head} ({", ".join(reasons)})' if reasons else head
 
 
 def controls(table: dict) -> list[dict]:
