@@ -47,9 +47,8 @@ class DHRNet(nn.Module):
       train: whether batch statistics are of this batch.
 
     Returns:
-      logits [B, K]; latents, deepest block first, each [B, D_l], without
-      lateral the pooled outputs of the blocks; the reconstruction [B, H, W, C]
-      in standardised units, () without lateral.
+      logits [B, K]; latents, deepest block first, each [B, D_l]; the
+      reconstruction [B, H, W, C] in standardised units.
     """
     maps = [self.standardise(image)]
     for block in self.blocks:

@@ -43,7 +43,8 @@ def figure_of(table: dict, shown: list[dict], key: str) -> figure.Figure:
   columns = min(_COLUMNS, len(table['sets']))
   fig, grid = style.panels(
     len(table['sets']),
-    width=2.7 + 2.6 / columns,
+    # The names of the rows need as much as a panel.
+    width=2.7 + 3.0 / columns,
     height=1.0 + 0.23 * len(shown),
     columns=columns,
   )
@@ -59,7 +60,7 @@ def figure_of(table: dict, shown: list[dict], key: str) -> figure.Figure:
       _has_paper(table, shown, key),
     ),
     loc='outside lower center',
-    ncols=5,
+    ncols=5 if columns > 1 else 3,
   )
   return fig
 
