@@ -655,6 +655,10 @@ def test_systems_that_the_config_does_not_allow(tmp_path):
     comparison.plan(config, 'x', tmp_path, systems=['gan'])
   with pytest.raises(types.UsageError, match="did you mean 'dhrnet'"):
     comparison.plan(config, 'x', tmp_path, systems=['dhrnt'])
+
+
+def test_fields_are_looked_at_before_any_run(tmp_path):
+  config = config_dict.ConfigDict(CONFIGS['digits'].to_dict())
   config.scorer.decision = 'haf'
   with pytest.raises(types.UsageError, match='decision must be one of'):
     comparison.plan(config, 'x', tmp_path)
