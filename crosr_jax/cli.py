@@ -72,6 +72,38 @@ def folder(flag: str, value: str) -> pathlib.Path:
   return path
 
 
+def words(flag: str, value: str) -> tuple[str, ...]:
+  """What a flag lists between commas; () where it is empty.
+
+  Raises:
+    UsageError: for an empty item, and for one that is there twice.
+  """
+  items = tuple(item.strip() for item in value.split(',')) if value else ()
+  if '' in items:
+    raise types.UsageError(
+      f'--{flag}={value}: nothing between two commas, or at an end'
+    )
+  if twice := next((item for item in items if items.count(item) > 1), ''):
+    raise types.UsageError(f'--{flag}={value} names {twice} more than once')
+  return items
+
+
+def numbers(flag: str, value: str) -> tuple[int, ...]:
+  """What a flag lists between commas, as whole numbers from 0.
+
+  Raises:
+    UsageError: as `words`, and for an item that is no such number.
+  """
+  items = words(flag, value)
+  for item in items:
+    if not re.fullmatch('0|[1-9][0-9]{0,9}', item):
+      raise types.UsageError(
+        f'--{flag}={value}: {item!r} is no whole number from 0, for example '
+        f'--{flag}=0,1,2'
+      )
+  return tuple(map(int, items))
+
+
 def run(
   main: Callable[..., None], *, takes_arguments: bool = False
 ) -> NoReturn:

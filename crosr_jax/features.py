@@ -87,13 +87,16 @@ def _compiled(model: dhrnet.DHRNet) -> Callable[..., Any]:
 
   def run(variables: Variables, image: Any) -> tuple[Any, ...]:
     outputs = _apply(model, variables, image)
+    latent = jnp.zeros((len(image), 0))
+    if outputs.latents:
+      latent = jnp.concatenate(outputs.latents, axis=1)
     if isinstance(outputs.reconstruction, tuple):
-      return outputs.logits, jnp.zeros((len(image), 0))
+      return outputs.logits, latent
     error = jnp.mean(
       jnp.square(outputs.reconstruction - model.standardise(image)),
       axis=(1, 2, 3),
     )
-    return outputs.logits, jnp.concatenate(outputs.latents, axis=1), error
+    return outputs.logits, latent, error
 
   return sharding.forward(run)
 

@@ -134,6 +134,13 @@ def run(
   return result
 
 
+def check(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises where `run` would refuse a field, or the workdir of another run."""
+  _check(config)
+  if (workdir / 'config.json').exists():
+    _bind(config, workdir)
+
+
 @contextlib.contextmanager
 def _opened(
   config: config_dict.ConfigDict, name: str, workdir: pathlib.Path

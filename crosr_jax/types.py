@@ -51,11 +51,13 @@ class Batch(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """What a net returns; `()` and `()` where it has no lateral."""
+  """What a net returns."""
 
   logits: Array  # [B, K] closed-set output y, before softmax
-  latents: tuple[Array, ...]  # of [B, D_l], deepest block first
-  reconstruction: Array  # [B, H, W, C], in standardised units
+  # of [B, D_l], deepest block first: pooled codes, or what the blocks gave,
+  # pooled, where the net has no lateral
+  latents: tuple[Array, ...]
+  reconstruction: Array  # [B, H, W, C], standardised; () without lateral
 
 
 class Features(NamedTuple):

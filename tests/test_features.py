@@ -51,7 +51,7 @@ def test_stream_is_the_same_in_parts(net, batch_size):
     np.testing.assert_allclose(np.concatenate(a), b, atol=1e-5)
 
 
-def test_a_net_without_lateral_has_no_latent():
+def test_without_lateral_pooled_blocks_are_latent():
   model = models.build(
     3, [0.4], [0.3], backbone='digits_cnn', width=4, dropout=0.0,
     head_dropout=0.0, lateral='none',
@@ -60,7 +60,8 @@ def test_a_net_without_lateral_has_no_latent():
     model, np.zeros((1, *_SHAPE), np.uint8), jax.random.key(0)
   )
   found = features.extract(model, variables, *_images(5))
-  assert found.latent.shape == (5, 0)
+  # 8 channels of the deeper block, then 4 of the first.
+  assert found.latent.shape == (5, 12)
   assert found.reconstruction_error.shape == (0,)
 
 

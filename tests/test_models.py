@@ -103,9 +103,9 @@ def test_shapes(generator, backbone, shape, lateral):
   out = net.apply(variables, _image(generator, 2, shape))
   assert out.logits.shape == (2, 5)
   if lateral == 'none':
-    assert out.latents == () and out.reconstruction == ()
-    return
-  assert out.reconstruction.shape == (2, *shape)
+    assert out.reconstruction == ()
+  else:
+    assert out.reconstruction.shape == (2, *shape)
   # Deepest block first, as in [y, z_L, .., z_1].
   widths = [x.shape[1] for x in out.latents]
   if lateral == 'bottleneck':
@@ -154,6 +154,30 @@ def test_latents_are_pooled_codes(generator):
   back = state['intermediates']['hr_0']['__call__'][0]
   wide = net.clone(latent='hr').apply(variables, image)
   np.testing.assert_allclose(wide.latents[1], back.max((1, 2)), rtol=1e-6)
+
+
+def test_without_lateral_latents_are_pooled_blocks(generator):
+  image = _image(generator)
+  net, variables = _net(lateral='none')
+  _, state = net.apply(
+    variables, image, capture_intermediates=True, mutable='intermediates'
+  )
+  blocks = [
+    state['intermediates'][f'blocks_{i}']['__call__'][0] for i in range(2)
+  ]
+  found = net.apply(variables, image).latents
+  for latent, block in zip(found, reversed(blocks), strict=True):
+    np.testing.assert_array_equal(latent, block.max((1, 2)))
+  # The same numbers as LadderNet's, whose codes are the blocks themselves.
+  ladder, more = _net(lateral='identity')
+  for ours, its in zip(
+    net.apply({k: {n: more[k][n] for n in variables[k]} for k in variables},
+              image).latents,
+    ladder.apply(more, image).latents, strict=True,
+  ):  # fmt: skip
+    np.testing.assert_array_equal(ours, its)
+  mean = net.clone(pool='mean').apply(variables, image).latents
+  np.testing.assert_allclose(mean[0], blocks[1].mean((1, 2)), rtol=1e-5)
 
 
 def test_last_layer_reaches_negative_values(generator):

@@ -56,7 +56,9 @@ class DHRNet(nn.Module):
       maps.append(block(maps[-1], keys, train))
     logits = self.head(maps[-1], keys, train)
     if self.lateral == 'none':
-      return types.Outputs(logits, (), ())
+      # Of a net that reconstructs nothing: the control of what codes are worth.
+      pooled = tuple(self._pool(x) for x in reversed(maps[1:]))
+      return types.Outputs(logits, pooled, ())
     latents, reconstruction = [], jnp.zeros(())
     for level in reversed(range(len(self.blocks))):
       code, back = self._lateral(maps[level + 1], level)

@@ -26,21 +26,21 @@ def render(report: dict, pictures: list[style.Picture]) -> str:
     *(escape(sentence) for sentence in tables.verdict(report)),
   ]
   if report['unknown']:
-    blocks.append(_table(tables.glance(report)))
+    blocks.append(grid(tables.glance(report)))
   if report.get('notes'):
-    blocks += ['## Read with care', _bullets(report['notes'])]
-  blocks += ['## Summary', _table(_pairs(tables.summary(report)))]
+    blocks += ['## Read with care', bullets(report['notes'])]
+  blocks += ['## Summary', grid(_pairs(tables.summary(report)))]
   if report['unknown']:
     blocks += [
       '## Unknown sets',
       words.EXPLANATION,
-      _bullets(f'{r.head}: {r.meaning}' for r in words.READINGS),
+      bullets(f'{r.head}: {r.meaning}' for r in words.READINGS),
     ]
   for result in tables.results(report):
     blocks += _result(result)
   if per_class := tables.classes(report):
     table, note = per_class
-    blocks += ['## Classes', escape(note), _table(table)]
+    blocks += ['## Classes', escape(note), grid(table)]
   if pictures:
     blocks.append('## Pictures')
   for picture in pictures:
@@ -53,7 +53,7 @@ def render(report: dict, pictures: list[style.Picture]) -> str:
     '## Settings',
     f'```json\n{json.dumps(report.get("config") or {}, indent=2)}\n```',
     '## Versions',
-    _table(_pairs((report.get('versions') or {}).items())),
+    grid(_pairs((report.get('versions') or {}).items())),
   ]
   return '\n\n'.join(blocks) + '\n'
 
@@ -62,7 +62,7 @@ def _result(result: tables.Result) -> list[str]:
   blocks = [f'### {escape(result.name)}', result.facts]
   if result.recipe:
     blocks.append(f'How it was made: {escape(result.recipe)}')
-  blocks.append(_table(result.table))
+  blocks.append(grid(result.table))
   if result.warning:
     blocks.append(f'**{escape(result.warning)}**')
   return blocks
@@ -73,11 +73,13 @@ def _pairs(items) -> tables.Table:
   return tables.Table(('', ''), rows)
 
 
-def _bullets(lines) -> str:
+def bullets(lines) -> str:
+  """A list; every line is escaped."""
   return '\n'.join(f'- {escape(line)}' for line in lines)
 
 
-def _table(table: tables.Table) -> str:
+def grid(table: tables.Table) -> str:
+  """A table, the best of a column bold; every cell is escaped."""
   lines = [_row(table.head), _row(['---'] + ['---:'] * (len(table.head) - 1))]
   lines[0] = _row(escape(text) for text in table.head)
   for name, cells in table.rows:

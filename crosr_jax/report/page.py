@@ -11,8 +11,8 @@ from crosr_jax.report import style, tables, words
 _TEMPLATE = 'report.html.j2'
 
 
-def render(report: dict, pictures: list[style.Picture]) -> str:
-  """The whole page, pictures and style inside; all text is escaped."""
+def template(name: str) -> jinja2.Template:
+  """A template of this folder; all text is escaped, nothing may be missing."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -20,7 +20,12 @@ def render(report: dict, pictures: list[style.Picture]) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  return environment.get_template(_TEMPLATE).render(
+  return environment.get_template(name)
+
+
+def render(report: dict, pictures: list[style.Picture]) -> str:
+  """The whole page, pictures and style inside."""
+  return template(_TEMPLATE).render(
     name=report['name'],
     verdict=tables.verdict(report),
     glance=tables.glance(report),
@@ -30,11 +35,12 @@ def render(report: dict, pictures: list[style.Picture]) -> str:
     readings=words.READINGS,
     results=tables.results(report),
     classes=tables.classes(report),
-    pictures=[(picture, _embedded(picture.png)) for picture in pictures],
+    pictures=[(picture, embedded(picture.png)) for picture in pictures],
     config=json.dumps(report.get('config') or {}, indent=2),
     versions=report.get('versions') or {},
   )
 
 
-def _embedded(png: bytes) -> str:
+def embedded(png: bytes) -> str:
+  """A picture as a link that holds it."""
   return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')
