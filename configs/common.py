@@ -4,8 +4,9 @@ One comment line each, shown by `--help`. A benchmark's file starts from here
 and changes what it needs. Any field can be overridden on the command line:
 `--config.train.num_steps=100`.
 
-Fields of `data`, `model`, `train` and `seed` bind a workdir to what was trained
-in it; the others only evaluate, fit, score and report again.
+Fields of `data`, `model`, `train`, `counterfactual` and `seed` bind a workdir
+to what was trained in it; the others only evaluate, fit, score and report
+again.
 """
 
 from ml_collections import ConfigDict
@@ -127,6 +128,33 @@ def get_config() -> ConfigDict:
   config.train.checkpoint_every = 500
   # Newest checkpoints kept.
   config.train.keep_checkpoints = 3
+
+  config.counterfactual = ConfigDict()
+  # Images that a GAN makes of training images, trained on as unknown (Neal et
+  # al. 2018), for model.lateral='none'; 0 = this system is off.
+  config.counterfactual.count = 0
+  # Steps of training encoder, generator and critic.
+  config.counterfactual.gan_steps = 2_000
+  # Samples of a step, over all devices, and of the search.
+  config.counterfactual.batch_size = 64
+  # Numbers of a code, which is a point on the unit sphere.
+  config.counterfactual.latent_width = 64
+  # Channels where images are largest, doubled wherever they are halved.
+  config.counterfactual.width = 32
+  # Of Adam, for all three nets.
+  config.counterfactual.learning_rate = 5e-4
+  # Critic updates before each of encoder and generator.
+  config.counterfactual.critic_steps = 1
+  # Weight of the gradient penalty in the critic's loss.
+  config.counterfactual.gradient_penalty = 10.0
+  # Weight of the mean absolute error beside the critic's judgement.
+  config.counterfactual.reconstruction_weight = 100.0
+  # Codes tried from each training image.
+  config.counterfactual.search_steps = 20
+  # Length of a step between them.
+  config.counterfactual.search_rate = 0.1
+  # Weight of the squared distance from the training image's code.
+  config.counterfactual.distance_weight = 1.0
 
   config.weibull = ConfigDict()
   # What a coordinate is divided by: 'none', 'std' or 'within_class'.

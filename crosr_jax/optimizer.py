@@ -83,6 +83,14 @@ def build(
   ), rate
 
 
+def adam(learning_rate: float) -> optax.GradientTransformation:
+  """Adam with the short momentum that GANs are trained with."""
+  rule = optax.adam(learning_rate, b1=0.5, b2=0.999)
+  return optax.GradientTransformation(
+    rule.init, _standard_promotion(rule.update)
+  )
+
+
 def _schedule(
   num_steps: int, schedule: str, peak: float, warmup_share: float, halvings: int
 ) -> optax.Schedule:

@@ -24,6 +24,7 @@ from ml_collections import config_dict
 import crosr_jax
 from crosr_jax import (
   checkpoint,
+  counterfactual,
   data,
   features,
   files,
@@ -54,8 +55,10 @@ _FORMULAS = {
   'softmax': 'softmax',
   'max_logit': 'max_logit',
 }
+# The same for a net that was trained on generated unknowns.
+_FORMULAS_AUGMENTED = {'gan': 'augmented'}
 # Sections that a workdir is bound to.
-BINDING = ('data', 'model', 'train', 'seed')
+BINDING = ('data', 'model', 'train', 'seed', 'counterfactual')
 _LEAD = (
   'The scaling and tail share of the recipe "crosr" were first tried against '
   'the MNIST test unknowns; until they are chosen again from known data alone, '
@@ -67,12 +70,18 @@ class Scored(NamedTuple):
   """What fitting and scoring make of a trained net."""
 
   step: int  # of training, that the features are from
+  formulas: dict[str, str]  # the scorer's method of each row; the first leads
   parts: dict[str, types.Features]  # by part and unknown set
   fitted: dict[str, types.WeibullModel]  # by method
   notes: list[str]  # what the fits warned of
   scores: dict[str, dict[str, types.Scores]]  # by method, then part
   thresholds: dict[str, float]  # by method, from held-out knowns
-  decided: dict[str, np.ndarray]  # by part: classes of 'crosr', -1 = unknown
+  decided: dict[str, np.ndarray]  # by part: the lead's classes, -1 = unknown
+
+  @property
+  def lead(self) -> str:
+    """The row that decides."""
+    return next(iter(self.formulas))
 
 
 def run(
@@ -87,7 +96,7 @@ def run(
     config: as configs/common.py has it.
     name: of the run, for the report.
     workdir: a new folder, or one of an earlier run of the same `data`,
-      `model`, `train` and `seed`, which is then resumed.
+      `model`, `train`, `counterfactual` and `seed`, which is then resumed.
     data_dir: where prepared data sets are.
 
   Raises:
@@ -100,14 +109,31 @@ def run(
     benchmark = data.load(
       seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
     )
-    model = models.build(
-      len(benchmark.class_names),
-      *models.pixel_statistics(benchmark.train.image),
-      **config.model,
+    mean, deviation = models.pixel_statistics(benchmark.train.image)
+    build = functools.partial(
+      models.build, mean=mean, deviation=deviation, **config.model
     )
+    num_outputs, training = len(benchmark.class_names), benchmark.train
+    generated = None
+    if config.counterfactual.count:
+      generated = counterfactual.generate(
+        build(num_classes=num_outputs),
+        benchmark.train,
+        benchmark.select,
+        workdir,
+        seed=config.seed,
+        parallel=config.parallel,
+        training=config.train,
+        **config.counterfactual,
+      )
+      training = counterfactual.augment(
+        training, generated.images.image, num_outputs
+      )
+      num_outputs += 1
+    model = build(num_classes=num_outputs)
     trained = train.fit(
       model,
-      benchmark.train,
+      training,
       benchmark.select,
       workdir,
       seed=config.seed,
@@ -119,10 +145,10 @@ def run(
     checkpoint.save_fitted(
       workdir, scored.fitted, _model_info(config, benchmark, model, scored)
     )
-    result = _result(config, name, benchmark, trained, scored)
+    result = _result(config, name, benchmark, trained, scored, generated)
     material = None
     if config.report.pictures:
-      material = _material(benchmark, model, trained, scored)
+      material = _material(benchmark, model, trained, scored, generated)
     logging.info('writing the report')
     report.write(
       workdir,
@@ -195,7 +221,13 @@ def _check(config: config_dict.ConfigDict) -> None:
     raise types.UsageError(
       f'report.map_samples must be at least 0, got {config.report.map_samples}'
     )
+  if config.counterfactual.count and config.model.lateral != 'none':
+    raise types.UsageError(
+      f'counterfactual.count={config.counterfactual.count} is for a classifier '
+      "alone: set model.lateral to 'none', or the count to 0"
+    )
   for name, check in (
+    ('counterfactual', counterfactual.check_fields),
     ('weibull', weibull.check_recipe),
     ('scorer', scorer.check_fields),
   ):
@@ -210,7 +242,8 @@ def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   path = workdir / 'config.json'
   bound = _bound(config)
   # Only what was trained binds: a typo that stopped the run must not.
-  if not path.exists() or not any((workdir / 'checkpoints').glob('[0-9]*')):
+  trained = ('checkpoints/[0-9]*', 'counterfactual/*/checkpoints/[0-9]*')
+  if not path.exists() or not any(any(workdir.glob(x)) for x in trained):
     files.write_text(path, json.dumps(bound, indent=2))
     return
   try:
@@ -220,7 +253,8 @@ def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
       f'{path} is damaged; delete it if this run was made with this very '
       'config, else take another --workdir'
     ) from None
-  old, new = _flat(before), _flat(bound)
+  # Workdirs from before the section was there had none of these images.
+  old, new = {'counterfactual.count': 0, **_flat(before)}, _flat(bound)
   changed = [k for k in new | old if old.get(k) != new.get(k)]
   if changed:
     told = ', '.join(
@@ -247,7 +281,12 @@ def _score(
     for name, image, label in benchmark.parts()
     if name != 'select'
   }
-  recipes = {'crosr': dict(config.weibull), **PUBLISHED}
+  formulas, recipes = _FORMULAS, {'crosr': dict(config.weibull), **PUBLISHED}
+  if config.counterfactual.count:
+    formulas, recipes = _FORMULAS_AUGMENTED, {}
+    parts = {
+      name: counterfactual.split_unknown(found) for name, found in parts.items()
+    }
   fitted, notes = _fit(parts['train'], benchmark.class_names, recipes)
   scores = {
     name: {
@@ -256,23 +295,26 @@ def _score(
       )
       for part, found in parts.items()
     }
-    for name, formula in _FORMULAS.items()
+    for name, formula in formulas.items()
   }
   thresholds = {
     name: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
     for name, found in scores.items()
   }
+  lead = next(iter(formulas))
   decided = {
     part: scorer.decide(
       found,
       _closed(parts[part]),
       decision=config.scorer.decision,
-      threshold=thresholds['crosr'],
+      threshold=thresholds[lead],
     )
-    for part, found in scores['crosr'].items()
+    for part, found in scores[lead].items()
   }
   step = int(trained.state.step)
-  return Scored(step, parts, fitted, notes, scores, thresholds, decided)
+  return Scored(
+    step, formulas, parts, fitted, notes, scores, thresholds, decided
+  )
 
 
 def _fit(
@@ -301,14 +343,15 @@ def _result(
   benchmark: data.Benchmark,
   trained: train.Trained,
   scored: Scored,
+  generated: counterfactual.Generated | None,
 ) -> dict:
   """report.json."""
-  recipe = scored.fitted['crosr']
+  recipe = scored.fitted.get(scored.lead)
   test = scored.parts['test']
   repeated = duplicates.count((n, image) for n, image, _ in benchmark.parts())
   return {
     'name': name,
-    'system': models.SYSTEMS[config.model.lateral],
+    'system': 'gan' if generated else models.SYSTEMS[config.model.lateral],
     'seed': config.seed,
     'config': _plain(config),
     'versions': _versions(),
@@ -333,13 +376,14 @@ def _result(
       for part in ('train', 'calibrate', 'test')
     },
     'decision': config.scorer.decision,
-    'activation_width': len(recipe.dead),
-    'dead_coordinates': int(recipe.dead.sum()),
+    'activation_width': len(recipe.dead) if recipe else None,
+    'dead_coordinates': int(recipe.dead.sum()) if recipe else None,
     'tail_count': {
       name: model.tail_count.tolist() for name, model in scored.fitted.items()
     },
+    **({'counterfactual': _generated(generated, trained)} if generated else {}),
     'notes': [
-      _LEAD,
+      *([_LEAD] if recipe else []),
       *([] if benchmark.unknown else ['No unknown set was scored.']),
       duplicates.told(repeated),
       *scored.notes,
@@ -347,6 +391,25 @@ def _result(
     'unknown': {
       name: _against(benchmark, name, scored) for name in benchmark.unknown
     },
+  }
+
+
+def _generated(found: counterfactual.Generated, trained: train.Trained) -> dict:
+  """What the generated unknowns are, and what they cost in known accuracy."""
+  images = found.images
+  return {
+    'count': len(images.image),
+    'log_sum': {
+      'before': float(images.before.mean()),
+      'after': float(images.after.mean()),
+    },
+    'distance': float(images.distance.mean()),
+    # Of all K + 1 outputs: a known sample that is rejected counts as wrong.
+    'select_accuracy': {
+      'classifier': found.select_accuracy,
+      'augmented': trained.history[-1]['select_accuracy'],
+    },
+    'seconds': found.seconds,
   }
 
 
@@ -360,7 +423,7 @@ def _against(benchmark: data.Benchmark, name: str, scored: Scored) -> dict:
       test.label,
       np.append(_closed(test), _closed(scored.parts[name])),
       threshold=scored.thresholds[method],
-      is_probability=scorer.METHODS[_FORMULAS[method]].is_probability,
+      is_probability=scorer.METHODS[scored.formulas[method]].is_probability,
     )
     for method, found in scored.scores.items()
   }
@@ -390,7 +453,7 @@ def _model_info(
     'image_shape': list(benchmark.train.image.shape[1:]),
     'mean': list(model.mean),
     'deviation': list(model.deviation),
-    'method': 'crosr',
+    'method': scored.lead,
     'decision': config.scorer.decision,
     'alpha': config.scorer.alpha,
     'thresholds': scored.thresholds,
@@ -405,6 +468,7 @@ def _material(
   model: models.dhrnet.DHRNet,
   trained: train.Trained,
   scored: Scored,
+  generated: counterfactual.Generated | None,
 ) -> report.Material:
   """What the report draws from: training, test and unknown samples."""
   image = {
@@ -412,11 +476,18 @@ def _material(
     for name, image, _ in benchmark.parts()
     if name not in ('select', 'calibrate')
   }
-  recipe = scored.fitted['crosr']
-  reconstruct = None
+  recipe, reconstruct, shown = scored.fitted.get(scored.lead), None, None
   if model.lateral != 'none':
     reconstruct = functools.partial(
       features.reconstruct, model, trained.state.variables
+    )
+  if generated:
+    found = generated.images
+    shown = report.Generated(
+      benchmark.train.image[found.source],
+      benchmark.train.label[found.source],
+      found.reconstruction,
+      found.image,
     )
   return report.Material(
     class_names=benchmark.class_names,
@@ -426,12 +497,15 @@ def _material(
     activation={
       name: weibull.activation_vector(scored.parts[name], recipe.vector)
       / recipe.feature_scale
+      if recipe
+      else scored.parts[name].logits
       for name in image
     },
     scores=scored.scores,
     threshold=scored.thresholds,
     decided=scored.decided,
     reconstruct=reconstruct,
+    generated=shown,
   )
 
 
@@ -441,7 +515,11 @@ def _closed(found: types.Features) -> np.ndarray:
 
 def _bound(config: config_dict.ConfigDict) -> dict:
   """The sections that bind a workdir, as JSON gives them back."""
-  return json.loads(json.dumps({k: _plain(config[k]) for k in BINDING}))
+  bound = {name: _plain(config[name]) for name in BINDING}
+  # Fields of a system that is off bind nothing.
+  if not config.counterfactual.count:
+    bound['counterfactual'] = {'count': 0}
+  return json.loads(json.dumps(bound))
 
 
 def _plain(config: Any) -> Any:

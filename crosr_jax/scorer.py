@@ -35,6 +35,7 @@ class Method(NamedTuple):
 
   vectors: tuple[str, ...]  # `vector` of the models it takes, () = no model
   is_probability: bool  # False: a score alone, column K of probability is 0
+  reads: str = 'logits'  # 'joint': the latent too, where it takes no model
 
 
 METHODS = {
@@ -43,6 +44,7 @@ METHODS = {
   'openmax': Method(('logits',), True),
   'crosr_y': Method(('logits',), True),
   'crosr': Method(('joint',), True),
+  'augmented': Method((), True, 'joint'),
 }
 
 
@@ -69,10 +71,13 @@ def score(
 
   Args:
     features: of any net.
-    model: from `weibull.fit`; 'softmax' and 'max_logit' need none.
+    model: from `weibull.fit`; 'softmax', 'max_logit' and 'augmented' need
+      none.
     method: 'softmax', 'max_logit', 'openmax' (Bendale and Boult 2016),
-      'crosr' (Yoshihashi et al. 2019) or 'crosr_y' (its formula on logits
-      alone, which the authors' release calls OpenMax).
+      'crosr' (Yoshihashi et al. 2019), 'crosr_y' (its formula on logits
+      alone, which the authors' release calls OpenMax) or 'augmented': of a net
+      that was trained with unknowns as class K (Neal et al. 2018), whose last
+      logit comes as the latent, [N, 1].
     alpha: number of top classes that 'openmax' revises; above K it means K.
 
   Returns:
@@ -88,8 +93,13 @@ def score(
     model = _suitable(model, method)
     fitted, a = _float32(model), _vector(features, model.vector, model)
   else:
-    fitted, a = None, _vector(features, 'logits', None)
+    fitted, a = None, _vector(features, METHODS[method].reads, None)
   num_classes = np.shape(features.logits)[1]
+  if method == 'augmented' and a.shape[1] != num_classes + 1:
+    raise types.UsageError(
+      "method 'augmented' needs the logit of unknown as a latent of width 1, "
+      f'got width {a.shape[1] - num_classes}'
+    )
   program = functools.partial(
     _program, method=method, alpha=min(alpha, num_classes), k=num_classes
   )
@@ -170,6 +180,9 @@ def _program(
   if method == 'max_logit':
     closed = jax.nn.softmax(logits, axis=1)
     return jnp.pad(closed, ((0, 0), (0, 1))), -logits.max(axis=1)
+  if method == 'augmented':
+    against = jax.nn.logsumexp(logits, axis=1)
+    return jax.nn.softmax(a, axis=1), a[:, k] - against
   assert fitted is not None
   d = _distances(a, fitted)
   if method == 'openmax':

@@ -35,6 +35,8 @@ def _problem(seed, n=64, k=5, width=7, vector='joint'):
 
 
 def _model_for(method, seed=0, **sizes):
+  if method == 'augmented':
+    sizes['width'] = 1
   vector = scorer.METHODS[method].vectors
   return _problem(seed, vector=vector[0] if vector else 'joint', **sizes)
 

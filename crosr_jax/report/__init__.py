@@ -14,6 +14,7 @@ from crosr_jax import files, types
 from crosr_jax.report import material as material_lib
 
 Material = material_lib.Material
+Generated = material_lib.Generated
 
 
 def write(

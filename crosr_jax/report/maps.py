@@ -20,7 +20,7 @@ _FEWEST = 6  # points of a map
 def embedding(
   material: Material, rng: np.random.Generator, *, samples: int, seed: int
 ) -> style.Picture | None:
-  """t-SNE of logits alone, and of the whole activation vector."""
+  """t-SNE of logits alone, and of the activation vector where it is more."""
   k = len(material.class_names)
   classes = np.linspace(0, k - 1, min(k, _CLASSES)).astype(int)
   rows = _balanced(material, rng, classes, samples)
@@ -28,11 +28,11 @@ def embedding(
     return None
   logits = [material.features[name].logits[i] for name, i in rows.items()]
   joint = [material.activation[name][i] for name, i in rows.items()]
-  fig, grid = style.panels(2, width=5.0, height=4.7)
-  for ax, title, parts in (
-    (grid[0], 'Logits y alone', logits),
-    (grid[1], 'Activation vector [y, z]', joint),
-  ):
+  shown = [('Logits y alone', logits)]
+  if joint[0].shape[1] > logits[0].shape[1]:
+    shown.append(('Activation vector [y, z]', joint))
+  fig, grid = style.panels(len(shown), width=5.0, height=4.7)
+  for ax, (title, parts) in zip(grid, shown, strict=True):
     point = place(np.concatenate(parts), seed)
     known, *unknown = np.split(point, np.cumsum([len(x) for x in parts])[:-1])
     label = material.features['test'].label[rows['test']]
@@ -44,20 +44,30 @@ def embedding(
   handles = grid[0].get_legend_handles_labels()
   fig.legend(*handles, loc='outside lower center', ncols=3)
   return style.Picture(
-    'map', 'Map of the samples', _caption(rows, classes, k), style.png(fig)
+    'map',
+    'Map of the samples',
+    _caption(rows, classes, k, with_latents=len(shown) > 1),
+    style.png(fig),
   )
 
 
-def _caption(rows: dict, classes: np.ndarray, num_classes: int) -> str:
+def _caption(
+  rows: dict, classes: np.ndarray, num_classes: int, *, with_latents: bool
+) -> str:
   count = sum(map(len, rows.values()))
   some = ''
   if len(classes) < num_classes:
     some = f' {len(classes)} of {num_classes:,} known classes are drawn.'
+  added = ''
+  if with_latents:
+    added = (
+      ' Crosses that leave the clusters on the right but not on the left are '
+      'what the latents z add.'
+    )
   return (
     f't-SNE of {count:,} samples: known test samples coloured by class, '
-    'unknown ones as dark crosses. Crosses that leave the clusters on the '
-    'right but not on the left are what the latents z add. Distances between '
-    f'far clusters mean nothing.{some}'
+    f'unknown ones as dark crosses.{added} Distances between far clusters mean '
+    f'nothing.{some}'
   )
 
 

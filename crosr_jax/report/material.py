@@ -16,6 +16,15 @@ _LEADS = ('crosr', 'crosr_y', 'openmax', 'softmax')
 _KNOWN = {'train', 'select', 'calibrate', 'test'}
 
 
+class Generated(NamedTuple):
+  """Unknowns that were made of training images; rows correspond."""
+
+  image: np.ndarray  # [M, H, W, C] uint8, training images
+  label: np.ndarray  # [M]
+  reconstruction: np.ndarray  # [M, H, W, C] uint8
+  made: np.ndarray  # [M, H, W, C] uint8, what was trained on as unknown
+
+
 class Material(NamedTuple):
   """What the pictures are drawn from.
 
@@ -35,6 +44,8 @@ class Material(NamedTuple):
   decided: dict[str, np.ndarray]
   # uint8 images -> uint8 reconstructions; None where the net has no lateral
   reconstruct: Callable[[np.ndarray], np.ndarray] | None
+  # None where the net saw no generated unknowns
+  generated: Generated | None = None
 
 
 def lead(methods) -> str:

@@ -24,6 +24,7 @@ NAMES = (
   'f1_threshold',
   'map',
   'reconstructions',
+  'counterfactuals',
   'mistakes',
   'confusion',
 )
@@ -57,6 +58,7 @@ def _makers(
   yield 'samples', lambda rng: sheets.samples(material, rng)
   yield 'training', lambda _: training.training(material)
   yield 'reconstructions', lambda rng: sheets.reconstructions(material, rng)
+  yield 'counterfactuals', lambda rng: sheets.counterfactuals(material, rng)
   if not material_lib.unknown_names(material):
     return
   yield 'unknown_scores', lambda _: curves.unknown_scores(material)

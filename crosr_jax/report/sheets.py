@@ -80,6 +80,46 @@ def reconstructions(
   )
 
 
+def counterfactuals(
+  material: Material, rng: np.random.Generator
+) -> style.Picture | None:
+  """Training images above what was made of them; none where nothing was."""
+  if material.generated is None:
+    return None
+  found = material.generated
+  everything = np.arange(len(found.label))
+  chosen = material_lib.choose(rng, everything, 3 * strips.COLUMNS)
+  chosen = chosen[np.argsort(found.label[chosen], kind='stable')]
+  rows = []
+  for part in strips.parts(len(chosen)):
+    mine = chosen[part]
+    classes = tuple(
+      style.label(material.class_names[k], 10) for k in found.label[mine]
+    )
+    rows += [
+      strips.Strip('training image', found.image[mine], colour=style.KNOWN),
+      strips.Strip(
+        'reconstruction', found.reconstruction[mine], colour=style.FAINT
+      ),
+      strips.Strip(
+        'counterfactual,\nnear class',
+        found.made[mine],
+        classes,
+        style.unknown_colour(0),
+      ),
+    ]
+  return _picture(
+    'counterfactuals',
+    'Counterfactual images',
+    'Training images, what the generator rebuilds from their codes, and what '
+    'the search made of them: images near by that the classifier finds to be '
+    'none of its classes, which the net was then trained on as unknown. They '
+    'should look like the data, but like no class; where one still looks like '
+    'its class, the net was taught to reject it.',
+    rows,
+  )
+
+
 def mistakes(material: Material) -> style.Picture | None:
   """The worst errors of the lead method, each with what it was taken for."""
   method = material_lib.lead(material.scores)

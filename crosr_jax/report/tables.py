@@ -138,7 +138,20 @@ def summary(report: dict) -> list[tuple[str, str]]:
     dead = words.count(report.get('dead_coordinates'))
     width = words.count(report['activation_width'])
     rows.append(('Activation vector', f'{width} wide, {dead} dead coordinates'))
+  if made := report.get('counterfactual'):
+    rows.append(('Counterfactual images', _counterfactual(made)))
   return rows
+
+
+def _counterfactual(made: dict) -> str:
+  known, accuracy = made['log_sum'], made['select_accuracy']
+  return (
+    f'{words.count(made["count"])} generated and trained on as unknown; '
+    f'log(1 + sum exp) of the classifier {known["before"]:.2f} before the '
+    f'search, {known["after"]:.2f} after; accuracy on the held-out part '
+    f'{words.percent(accuracy["classifier"])} without them, '
+    f'{words.percent(accuracy["augmented"])} with them'
+  )
 
 
 def _training(train: dict) -> str:

@@ -11,6 +11,7 @@ _METHODS = {
   'openmax': 'OpenMax',
   'softmax': 'Softmax',
   'max_logit': 'Maximum logit',
+  'gan': 'GAN unknown augmentation',
   'energy': 'Energy',
   'mahalanobis': 'Mahalanobis',
   'knn': 'Nearest neighbours',

@@ -1,0 +1,729 @@
+"""Counterfactual images: unknowns made of known training images alone.
+
+B batch, N training samples, M generated images, H x W pixels, C channels,
+K known classes, L latent width.
+
+Neal et al. 2018, "Open Set Learning with Counterfactual Images": an encoder E,
+a generator G and a Wasserstein critic D learn to rebuild the training images;
+then, from the code E(x) of a training image x, gradient steps look for
+
+  z* = argmin_z  weight * |z - E(x)|^2 + log(1 + sum_i exp C(G(z))_i)
+
+with C a K-way classifier, and G(z*) is an image close to x that C finds to be
+none of its classes. A second classifier is trained on the training images and
+on these, labelled K.
+
+Three stages, each resumed from where it is, in <workdir>/counterfactual:
+  classifier/   C, trained by `train.fit` as every classifier here
+  gan/          E, G and D, with checkpoints of their own
+  images.npz    the images G(z*), and what they were made from
+
+Where this departs from the publication: C is trained by cross-entropy, as the
+classifier it is compared with, and not one class against the rest. Its logits
+then sum to about 0, log(1 + sum exp) ends near log(1 + K) instead of 0, and is
+lowest where no class stands out all the same.
+
+No stage is stopped early: as in the authors' release each takes the steps it is
+given, and no sample but the training images is looked at. What augmentation
+costs is told by the accuracy on the held-out known part.
+"""
+
+import functools
+import hashlib
+import io
+import logging
+import pathlib
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from crosr_jax import (
+  checkpoint,
+  files,
+  optimizer,
+  progress,
+  sharding,
+  train,
+  types,
+)
+from crosr_jax.data import batches, splits
+from crosr_jax.models import counterfactual as nets_lib
+from crosr_jax.models import dhrnet, layers
+
+Array = jax.Array
+Params = dict[str, Any]
+
+_FOLDER = 'counterfactual'
+
+
+class GanState(NamedTuple):
+  """All that a step of the GAN changes."""
+
+  step: Any  # [] int32, steps taken
+  params: Params  # of encoder and generator
+  critic: Params
+  opt_state: Any  # of params
+  critic_opt_state: Any
+
+
+class Trained(NamedTuple):
+  """A finished GAN."""
+
+  params: Params  # of encoder and generator, NumPy
+  history: list[dict]  # means over the steps since the row before
+  seconds: float  # over all sessions
+
+
+class Images(NamedTuple):
+  """What the search made; rows correspond."""
+
+  source: np.ndarray  # [M] rows of the training samples, rising
+  reconstruction: np.ndarray  # [M, H, W, C] uint8, G(E(x))
+  image: np.ndarray  # [M, H, W, C] uint8, G(z*)
+  before: np.ndarray  # [M] float32, log(1 + sum exp C) at E(x)
+  after: np.ndarray  # [M] float32, at z*
+  distance: np.ndarray  # [M] float32, |z* - E(x)|^2
+
+
+class Generated(NamedTuple):
+  """Everything of the stages that a run goes on with."""
+
+  images: Images
+  select_accuracy: float  # of C
+  seconds: dict[str, float]  # by stage, over all sessions
+
+
+def check_fields(**fields: Any) -> None:
+  """Raises a UsageError for a field of the section that cannot be used."""
+  for name, low in (
+    ('count', 0),
+    ('gan_steps', 1),
+    ('batch_size', 1),
+    ('latent_width', 2),
+    ('width', 1),
+    ('critic_steps', 1),
+    ('search_steps', 1),
+  ):
+    if fields[name] < low:
+      raise types.UsageError(
+        f'counterfactual.{name} must be at least {low}, got {fields[name]}'
+      )
+  for name in ('learning_rate', 'search_rate'):
+    # Written so that NaN fails too.
+    if not 0 < fields[name] < np.inf:
+      raise types.UsageError(
+        f'counterfactual.{name} must be above 0 and finite, got {fields[name]}'
+      )
+  for name in (
+    'gradient_penalty',
+    'reconstruction_weight',
+    'distance_weight',
+  ):
+    if not 0 <= fields[name] < np.inf:
+      raise types.UsageError(
+        f'counterfactual.{name} must be at least 0 and finite, got '
+        f'{fields[name]}'
+      )
+
+
+def generate(
+  classifier: dhrnet.DHRNet,
+  samples: splits.Labelled,
+  select: splits.Labelled,
+  workdir: pathlib.Path,
+  *,
+  seed: int,
+  parallel: str,
+  training: Mapping[str, Any],
+  count: int,
+  gan_steps: int,
+  batch_size: int,
+  latent_width: int,
+  width: int,
+  learning_rate: float,
+  critic_steps: int,
+  gradient_penalty: float,
+  reconstruction_weight: float,
+  search_steps: int,
+  search_rate: float,
+  distance_weight: float,
+) -> Generated:
+  """Runs the three stages, or what is left of them.
+
+  Args:
+    classifier: C, without parameters; K outputs.
+    samples: known training samples: all that the GAN and the search see.
+    select: held-out known samples whose accuracy C's log tells.
+    workdir: of the run; the stages lie in a folder of it.
+    seed: of initialisation, order, and the choice of images.
+    parallel: see sharding.engine.
+    training: fields of `train.fit`, for C; its log and checkpoint intervals are
+      the GAN's too.
+    count: images to generate, one from each of so many training images; more
+      than there are means all.
+    gan_steps: updates of E and G.
+    batch_size: of the GAN over all devices, and of the search.
+    latent_width: L.
+    width: channels of the first convolution of E and D, the last ones of G.
+    learning_rate: of Adam, for all three.
+    critic_steps: updates of D before each of E and G, on the same images.
+    gradient_penalty: its weight in the loss of D.
+    reconstruction_weight: of the mean absolute error in the loss of E and G.
+    search_steps: codes that are tried from each image, E(x) among them.
+    search_rate: length of a gradient step, before the code is put back on the
+      sphere.
+    distance_weight: of |z - E(x)|^2.
+
+  Raises:
+    ValueError: for a field that cannot be used.
+    UserError: where a training diverges.
+  """
+  folder = workdir / _FOLDER
+  logging.info('training the classifier that the search is led by')
+  trained = train.fit(
+    classifier,
+    samples,
+    select,
+    folder / 'classifier',
+    seed=seed,
+    parallel=parallel,
+    **training,
+  )
+  nets = nets_lib.build(
+    samples.image.shape[1:], latent_width=latent_width, width=width
+  )
+  logging.info('training encoder, generator and critic')
+  gan = fit(
+    nets,
+    samples,
+    folder / 'gan',
+    seed=seed,
+    parallel=parallel,
+    num_steps=gan_steps,
+    batch_size=batch_size,
+    learning_rate=learning_rate,
+    critic_steps=critic_steps,
+    gradient_penalty=gradient_penalty,
+    reconstruction_weight=reconstruction_weight,
+    **{
+      name: training[name]
+      for name in ('log_every', 'checkpoint_every', 'keep_checkpoints')
+    },
+  )
+  source = _chosen(len(samples.label), count, seed)
+  images, seconds = _kept(
+    folder / 'images.npz',
+    functools.partial(
+      search,
+      nets,
+      classifier,
+      gan.params,
+      trained.state.variables,
+      samples.image,
+      source,
+      batch_size=batch_size,
+      search_steps=search_steps,
+      search_rate=search_rate,
+      distance_weight=distance_weight,
+    ),
+    # All that the images follow from.
+    key=_digest(
+      [gan.params, trained.state.variables, source],
+      f'{search_steps} {search_rate} {distance_weight}',
+    ),
+  )
+  logging.info(
+    'log(1 + sum exp C) of %d images: %.2f at the start, %.2f at the end',
+    *(len(images.image), images.before.mean(), images.after.mean()),
+  )
+  return Generated(
+    images,
+    trained.history[-1]['select_accuracy'],
+    {
+      'classifier': trained.seconds,
+      'gan': gan.seconds,
+      'search': seconds,
+    },
+  )
+
+
+def augment(
+  samples: splits.Labelled, image: np.ndarray, num_classes: int
+) -> splits.Labelled:
+  """Known training samples, then generated ones [M, H, W, C] as class K."""
+  label = np.full(len(image), num_classes, samples.label.dtype)
+  return splits.Labelled(
+    np.concatenate([samples.image, image]),
+    np.concatenate([samples.label, label]),
+  )
+
+
+def split_unknown(found: types.Features) -> types.Features:
+  """Features of K + 1 outputs as logits [N, K] and unknown's, as [N, 1].
+
+  So `logits` means the known classes here as everywhere; see the scorer's
+  method 'augmented'.
+  """
+  return found._replace(
+    logits=found.logits[:, :-1], latent=found.logits[:, -1:]
+  )
+
+
+def gradient_penalty_of(
+  critic: Callable[[Array], Array], real: Array, fake: Array, share: Array
+) -> Array:
+  """Mean of (norm of the critic's gradient - 1)^2, [].
+
+  Args:
+    critic: images [B, H, W, C] -> [B].
+    real: [B, H, W, C].
+    fake: [B, H, W, C].
+    share: of `real` at the points between the two, [B] in [0, 1].
+  """
+  share = share[:, None, None, None]
+  between = share * real + (1.0 - share) * fake
+  gradient = jax.grad(lambda x: critic(x).sum())(between)
+  square = jnp.sum(jnp.square(gradient), axis=(1, 2, 3))
+  # The square root's own gradient is not finite at 0.
+  return jnp.mean(jnp.square(jnp.sqrt(square + 1e-12) - 1.0))
+
+
+def critic_loss(
+  params: Params,
+  nets: nets_lib.Nets,
+  real: Array,
+  fake: Array,
+  share: Array,
+  weight: float,
+) -> tuple[Array, dict[str, Array]]:
+  """D(fake) - D(real) + weight * gradient penalty, means over the batch.
+
+  Returns:
+    The loss [], and metrics.
+  """
+  critic = functools.partial(nets.judge, params)
+  gap = jnp.mean(critic(real)) - jnp.mean(critic(fake))
+  penalty = gradient_penalty_of(critic, real, fake, share)
+  return weight * penalty - gap, {'critic': gap, 'penalty': penalty}
+
+
+def generator_loss(
+  params: Params,
+  critic: Params,
+  nets: nets_lib.Nets,
+  real: Array,
+  weight: float,
+) -> tuple[Array, dict[str, Array]]:
+  """weight * mean absolute error of G(E(x)) - D(G(E(x))).
+
+  Returns:
+    The loss [], and metrics.
+  """
+  fake = nets.decode(params, nets.encode(params, real))
+  error = jnp.mean(jnp.abs(real - fake))
+  return weight * error - jnp.mean(nets.judge(critic, fake)), {
+    'reconstruction': error
+  }
+
+
+def replica_step(
+  state: GanState,
+  batch: tuple[types.Batch, Array],
+  *,
+  nets: nets_lib.Nets,
+  rule: Any,
+  key: Array,
+  critic_steps: int,
+  gradient_penalty: float,
+  reconstruction_weight: float,
+) -> tuple[GanState, dict[str, Array]]:
+  """Updates of the critic, then one of encoder and generator; one replica.
+
+  Args:
+    state: equal on all replicas.
+    batch: this replica's share, and each row's index in the training data, [B]:
+      randomness follows (key, step, index), wherever a row lands.
+    nets: E, G, D.
+    rule: the update rule of all three.
+    key: of the run.
+    critic_steps: updates of the critic.
+    gradient_penalty: see `critic_loss`.
+    reconstruction_weight: see `generator_loss`.
+
+  Returns:
+    The next state and the metrics, means over all replicas.
+  """
+  samples, index = batch
+  real = samples.image.astype(jnp.float32) / 255.0
+  fake = nets.decode(state.params, nets.encode(state.params, real))
+  step_key = jax.random.fold_in(key, state.step)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(index)
+
+  def update_critic(
+    carry: tuple[Params, Any], turn: Array
+  ) -> tuple[tuple[Params, Any], dict[str, Array]]:
+    critic, opt_state = carry
+    share = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, turn)))(
+      keys
+    )
+    gradient, metrics = jax.grad(critic_loss, has_aux=True)(
+      critic, nets, real, fake, share, gradient_penalty
+    )
+    gradient = jax.lax.pmean(gradient, layers.AXIS)
+    return _updated(rule, gradient, opt_state, critic), metrics
+
+  (critic, critic_opt_state), metrics = jax.lax.scan(
+    update_critic,
+    (state.critic, state.critic_opt_state),
+    jnp.arange(critic_steps),
+  )
+  gradient, error = jax.grad(generator_loss, has_aux=True)(
+    state.params, critic, nets, real, reconstruction_weight
+  )
+  gradient = jax.lax.pmean(gradient, layers.AXIS)
+  params, opt_state = _updated(rule, gradient, state.opt_state, state.params)
+  metrics = {**jax.tree.map(jnp.mean, metrics), **error}
+  return GanState(
+    state.step + 1, params, critic, opt_state, critic_opt_state
+  ), jax.lax.pmean(metrics, layers.AXIS)
+
+
+def init_state(
+  nets: nets_lib.Nets, rule: Any, image_shape: tuple[int, ...], key: Array
+) -> GanState:
+  """The state before the first step, for images [H, W, C]."""
+  params = nets_lib.init(nets, image_shape, key)
+  critic = params.pop('critic')
+  return GanState(
+    jnp.zeros((), jnp.int32),
+    params,
+    critic,
+    rule.init(params),
+    rule.init(critic),
+  )
+
+
+def fit(
+  nets: nets_lib.Nets,
+  samples: splits.Labelled,
+  workdir: pathlib.Path,
+  *,
+  seed: int,
+  parallel: str,
+  num_steps: int,
+  batch_size: int,
+  learning_rate: float,
+  critic_steps: int,
+  gradient_penalty: float,
+  reconstruction_weight: float,
+  log_every: int,
+  checkpoint_every: int,
+  keep_checkpoints: int,
+) -> Trained:
+  """Trains the GAN, or goes on where its newest whole checkpoint is.
+
+  Args are those of `generate`, and of `train.fit`.
+
+  Raises:
+    UserError: where a loss is not finite; the last good checkpoint is kept.
+  """
+  if batch_size % sharding.num_devices():
+    raise types.UsageError(
+      f'counterfactual.batch_size={batch_size} cannot be split evenly among '
+      f'{sharding.num_devices()} devices; take a multiple of that'
+    )
+  if batch_size > len(samples.label):
+    raise types.UsageError(
+      f'counterfactual.batch_size={batch_size} is more than the '
+      f'{len(samples.label)} training samples; make it smaller'
+    )
+  rule = optimizer.adam(learning_rate)
+  root = jax.random.key(seed)
+  engine = sharding.engine(
+    functools.partial(
+      replica_step,
+      nets=nets,
+      rule=rule,
+      key=_named(root, 'gan'),
+      critic_steps=critic_steps,
+      gradient_penalty=gradient_penalty,
+      reconstruction_weight=reconstruction_weight,
+    ),
+    parallel=parallel,
+  )
+  state = init_state(
+    nets, rule, samples.image.shape[1:], _named(root, 'gan init')
+  )
+  with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
+    state, log = checkpoints.restore(state) or (state, {})
+    history, seconds = list(log.get('history', [])), log.get('seconds', 0.0)
+    begin, first = time.monotonic(), int(state.step)
+    order = batches.training(samples, batch_size, seed, first)
+    placed, pending = engine.place(state), []
+    with progress.bar('GAN', num_steps, first) as show:
+      for step in range(first + 1, num_steps + 1):
+        placed, metrics = engine.step(placed, next(order))
+        pending.append(metrics)
+        is_save = step % checkpoint_every == 0 or step == num_steps
+        if not is_save and step % log_every:
+          continue
+        history.append(_row(step, pending))
+        pending = []
+        if is_save:
+          state = engine.fetch(placed)
+          log = {
+            'history': history,
+            'seconds': seconds + time.monotonic() - begin,
+          }
+          checkpoints.save(step, state, log)
+        show(step, _text(history[-1]))
+  params = jax.tree.map(np.asarray, state.params)
+  return Trained(params, history, log.get('seconds', 0.0))
+
+
+def objective(
+  code: Array,
+  start: Array,
+  decode: Callable[[Array], Array],
+  classify: Callable[[Array], Array],
+  weight: float,
+) -> tuple[Array, Array]:
+  """weight * |z - E(x)|^2 + log(1 + sum_i exp C(G(z))_i), of each row.
+
+  Args:
+    code: z, [B, L].
+    start: E(x), [B, L].
+    decode: codes [B, L] -> images in [0, 1].
+    classify: images in [0, 1] -> logits [B, K].
+    weight: of the distance.
+
+  Returns:
+    The objective and its second term, [B] each.
+  """
+  logits = classify(decode(code))
+  known = jax.nn.logsumexp(jnp.pad(logits, ((0, 0), (0, 1))), axis=1)
+  distance = jnp.sum(jnp.square(code - start), axis=1)
+  return weight * distance + known, known
+
+
+def descend(
+  start: Array,
+  of: Callable[[Array], tuple[Array, Array]],
+  *,
+  steps: int,
+  rate: float,
+) -> tuple[Array, Array, Array]:
+  """The best of the codes that gradient steps from `start` lead through.
+
+  Args:
+    start: [B, L] on the unit sphere.
+    of: codes [B, L] -> objective [B], and a term of it to report [B].
+    steps: codes that are tried, `start` the first of them.
+    rate: length of a step; the code is then put back on the sphere.
+
+  Returns:
+    z* [B, L], and the term at `start` and at z*, [B] each. No objective is
+    above that of its start.
+  """
+
+  def total(code: Array) -> tuple[Array, tuple[Array, Array]]:
+    value, term = of(code)
+    return value.sum(), (value, term)
+
+  def step(carry: tuple[Array, ...], _: None) -> tuple[Any, Array]:
+    code, best, least, least_term = carry
+    gradient, (value, term) = jax.grad(total, has_aux=True)(code)
+    better = value < least
+    best = jnp.where(better[:, None], code, best)
+    least_term = jnp.where(better, term, least_term)
+    # The best so far, so that the search may take long steps.
+    length = jnp.linalg.norm(gradient, axis=1, keepdims=True)
+    code = nets_lib.on_sphere(code - rate * gradient / (length + 1e-12))
+    return (code, best, jnp.minimum(value, least), least_term), term
+
+  infinite = jnp.full(len(start), jnp.inf)
+  (_, best, _, after), terms = jax.lax.scan(
+    step, (start, start, infinite, infinite), None, length=steps
+  )
+  return best, terms[0], after
+
+
+def search(
+  nets: nets_lib.Nets,
+  classifier: dhrnet.DHRNet,
+  params: Params,
+  variables: dict[str, Any],
+  image: np.ndarray,
+  source: np.ndarray,
+  *,
+  batch_size: int,
+  search_steps: int,
+  search_rate: float,
+  distance_weight: float,
+) -> Images:
+  """A counterfactual image of each chosen training image.
+
+  Args:
+    nets: E and G.
+    classifier: C.
+    params: of E and G.
+    variables: of C.
+    image: training images, [N, H, W, C] uint8.
+    source: chosen rows, [M].
+    batch_size: images that are searched from at a time.
+    search_steps: see `descend`.
+    search_rate: see `descend`.
+    distance_weight: see `objective`.
+  """
+
+  def run(variables: Any, image: Array) -> tuple[Array, ...]:
+    params, of_classifier = variables
+    decode = functools.partial(nets.decode, params)
+    start = nets.encode(params, image.astype(jnp.float32) / 255.0)
+    best, before, after = descend(
+      start,
+      lambda code: objective(
+        code,
+        start,
+        decode,
+        # Unrounded, so that a gradient comes through.
+        lambda made: _outputs(classifier, of_classifier, 255.0 * made).logits,
+        distance_weight,
+      ),
+      steps=search_steps,
+      rate=search_rate,
+    )
+    distance = jnp.sum(jnp.square(best - start), axis=1)
+    made = (_to_uint8(decode(start)), _to_uint8(decode(best)))
+    return (*made, before, after, distance)
+
+  devices = sharding.num_devices()
+  rows = -(-batch_size // devices) * devices
+  compiled = sharding.forward(run)
+  placed = sharding.replicate((params, variables))
+  parts = []
+  with progress.bar('counterfactual images', len(source)) as show:
+    for start in range(0, len(source), rows):
+      chosen = source[start : start + rows]
+      (batch,) = batches.padded(image[chosen], np.zeros(len(chosen)), rows)
+      made = compiled(placed, batch.image)
+      parts.append([np.asarray(x)[: len(chosen)] for x in made])
+      show(start + len(chosen))
+  columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+  return Images(source, *columns)
+
+
+def _kept(
+  path: pathlib.Path, make: Callable[[], Images], *, key: str
+) -> tuple[Images, float]:
+  """The images that are at `path` under this key, else new ones, kept there.
+
+  Returns:
+    The images, and the seconds they took.
+  """
+  files.sweep(path.parent)
+  if found := _load(path, key):
+    return found
+  begin = time.monotonic()
+  images = make()
+  seconds = time.monotonic() - begin
+  buffer = io.BytesIO()
+  np.savez_compressed(
+    buffer, **images._asdict(), key=np.array(key), seconds=np.array(seconds)
+  )
+  files.write_bytes(path, buffer.getvalue())
+  return images, seconds
+
+
+def _load(path: pathlib.Path, key: str) -> tuple[Images, float] | None:
+  """What `_kept` wrote; None where it is not there, or of another key."""
+  if not path.exists():
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      if str(arrays['key']) == key:
+        images = Images(*(arrays[field] for field in Images._fields))
+        return images, float(arrays['seconds'])
+  # Whatever a damaged archive raises: it is made again.
+  except (
+    OSError,
+    KeyError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
+    logging.warning('%s is damaged (%s): made again', path, error)
+    return None
+  logging.warning('%s belongs to another training: made again', path)
+  return None
+
+
+def _updated(
+  rule: Any, gradient: Params, opt_state: Any, params: Params
+) -> tuple[Params, Any]:
+  """Parameters and optimiser state after one update."""
+  update, opt_state = rule.update(gradient, opt_state, params)
+  return optax.apply_updates(params, update), opt_state
+
+
+def _row(step: int, pending: list[dict]) -> dict:
+  """Means of the metrics of the steps since the row before.
+
+  Raises:
+    UserError: where one of them is not finite.
+  """
+  means = {
+    name: float(np.mean([np.asarray(metrics[name]) for metrics in pending]))
+    for name in sorted(pending[0])
+  }
+  for name, value in means.items():
+    if not np.isfinite(value):
+      raise types.UserError(
+        f'the GAN diverged: by step {step} its {name} is {value:g}; '
+        'checkpoints from before are kept. Lower counterfactual.learning_rate, '
+        'in a new workdir'
+      )
+  return {'step': step, **means}
+
+
+def _text(row: dict) -> str:
+  """The row beside the progress bar."""
+  return ', '.join(f'{k} {v:.3f}' for k, v in row.items() if k != 'step')
+
+
+def _chosen(num_samples: int, count: int, seed: int) -> np.ndarray:
+  """Rows that are searched from, each once, rising."""
+  generator = np.random.default_rng([seed, zlib.crc32(b'counterfactual')])
+  order = generator.permutation(num_samples)
+  return np.sort(order[:count])
+
+
+def _digest(arrays: Any, text: str) -> str:
+  """SHA-256 of all the numbers of a tree, and of a text."""
+  digest = hashlib.sha256(text.encode())
+  for leaf in jax.tree.leaves(arrays):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def _outputs(
+  model: dhrnet.DHRNet, variables: dict[str, Any], image: Array
+) -> types.Outputs:
+  """In evaluation mode; apply's own type covers calls that also mutate."""
+  return model.apply(variables, image)  # type: ignore[return-value]
+
+
+def _to_uint8(image: Array) -> Array:
+  return jnp.round(image * 255.0).astype(jnp.uint8)
+
+
+def _named(key: Array, name: str) -> Array:
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
