@@ -128,6 +128,9 @@ def get_config() -> ConfigDict:
   config.train.checkpoint_every = 500
   # Newest checkpoints kept.
   config.train.keep_checkpoints = 3
+  # What is evaluated: the 'last' step, or the 'best' checkpoint on the select
+  # part.
+  config.train.keep = 'last'
 
   config.counterfactual = ConfigDict()
   # Images that a GAN makes of training images, trained on as unknown (Neal et

@@ -59,14 +59,31 @@ class Checkpoints:
     """
     if self._newest is None:
       return None
+    return self._restore(self._newest, like)
+
+  def restore_step(self, step: int, like: Any) -> Any:
+    """The state of one step that is kept.
+
+    Raises:
+      UserError: where it is damaged, gone, or of another structure.
+    """
+    if fault := self._fault(step):
+      raise types.UserError(
+        f'checkpoint {step} in {self._steps} is the best, and cannot be '
+        f'trusted ({fault}); bring it back, or delete the folder to train from '
+        'the start'
+      )
+    return self._restore(step, like)[0]
+
+  def _restore(self, step: int, like: Any) -> tuple[Any, dict]:
     other = types.UserError(
-      f'the checkpoint of step {self._newest} in {self._steps} is of another '
+      f'the checkpoint of step {step} in {self._steps} is of another '
       'net or optimiser than this version builds; take another --workdir, or '
       'the version that made it'
     )
     try:
       found = self._manager.restore(
-        self._newest,
+        step,
         args=ocp.args.Composite(
           state=ocp.args.StandardRestore(like), log=ocp.args.JsonRestore()
         ),
@@ -77,11 +94,20 @@ class Checkpoints:
     state = jax.tree.map(np.asarray, found.state)
     if _kind(state) != _kind(like):
       raise other
-    logging.info('restored the checkpoint of step %d', self._newest)
+    logging.info('restored the checkpoint of step %d', step)
     return state, found.log
 
-  def save(self, step: int, state: Any, log: dict) -> None:
-    """Saves, waits until it is on disk, writes the digests, then prunes."""
+  def save(
+    self, step: int, state: Any, log: dict, *, best: int | None = None
+  ) -> None:
+    """Saves, waits until it is on disk, writes the digests, then prunes.
+
+    Args:
+      step: of the state.
+      state: a tree of arrays.
+      log: JSON.
+      best: a step that is never pruned.
+    """
     try:
       self._write(step, state, log)
     except (OSError, RuntimeError, ValueError) as error:
@@ -92,7 +118,8 @@ class Checkpoints:
         f'{reason}; make room there and run the same command again'
       ) from error
     for old in self._on_disk()[self._keep :]:
-      self._manager.delete(old)
+      if old != best:
+        self._manager.delete(old)
     for path in self._digests.glob('*.json'):
       if not (self._steps / path.stem).exists():
         path.unlink()

@@ -32,7 +32,11 @@ SYSTEMS = {
   'dhrnet': System({'model.lateral': 'bottleneck'}),
   # Where there are fewer training samples, an image of each.
   'gan': System(
-    {'model.lateral': 'none', f'{_GENERATED}.count': 10_000},
+    {
+      'model.lateral': 'none',
+      'train.keep': 'best',
+      f'{_GENERATED}.count': 10_000,
+    },
     needs=_GENERATED,
   ),
   # The control: laterals are there, but never asked to reconstruct.

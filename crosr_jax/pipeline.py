@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import pathlib
 import platform
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -253,8 +254,10 @@ def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
       f'{path} is damaged; delete it if this run was made with this very '
       'config, else take another --workdir'
     ) from None
-  # Workdirs from before the section was there had none of these images.
-  old, new = {'counterfactual.count': 0, **_flat(before)}, _flat(bound)
+  new = _flat(bound)
+  # What a workdir does not tell, since the field is newer, was at its default.
+  newer = {k: v for k, v in _defaults().items() if k in new}
+  old = {'counterfactual.count': 0, **newer, **_flat(before)}
   changed = [k for k in new | old if old.get(k) != new.get(k)]
   if changed:
     told = ', '.join(
@@ -266,6 +269,22 @@ def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
       f'--workdir={workdir} belongs to another config: {told}{more}; take '
       'another --workdir, or the old values'
     )
+
+
+def _defaults() -> dict[str, Any]:
+  """Of fields that the stages can do without, as JSON gives them back."""
+  stages: dict[str, Callable[..., Any]] = {
+    'data': data.load,
+    'model': models.build,
+    'train': train.fit,
+  }
+  found = {
+    f'{section}.{name}': parameter.default
+    for section, stage in stages.items()
+    for name, parameter in inspect.signature(stage).parameters.items()
+    if parameter.default is not parameter.empty
+  }
+  return json.loads(json.dumps(found))
 
 
 def _score(

@@ -33,6 +33,7 @@ Array = jax.Array
 
 _STEPS_BEFORE_ESTIMATE = 20
 _IMAGES_FOR_INIT = 512
+KEEPS = ('last', 'best')
 
 
 class TrainState(NamedTuple):
@@ -215,13 +216,14 @@ def fit(
   num_steps: int,
   batch_size: int,
   reconstruction_weight: float,
-  label_smoothing: float,
-  average: float,
   shift: int,
   flip: bool,
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
+  keep: str = 'last',
+  label_smoothing: float = 0.0,
+  average: float = 0.0,
   shift_fill: str = 'black',
   rotate: float = 0.0,
   lighting: float = 0.0,
@@ -241,14 +243,15 @@ def fit(
     num_steps: of the whole training; schedules stretch to it.
     batch_size: over all devices.
     reconstruction_weight: see `loss_fn`.
-    label_smoothing: see `loss_fn`, in [0, 1).
-    average: decay of the moving average of weights and statistics, which is
-      then what is evaluated, in [0, 1); 0 = none.
     shift: see augment.build.
     flip: see augment.build.
     log_every: steps between rows of the history.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest ones stay.
+    keep: 'last' step, or 'best' checkpoint on `select`: what is returned.
+    label_smoothing: see `loss_fn`, in [0, 1).
+    average: decay of the moving average of weights and statistics, which is
+      then what is evaluated, in [0, 1); 0 = none.
     shift_fill: see augment.build.
     rotate: see augment.build.
     lighting: see augment.build.
@@ -270,6 +273,7 @@ def fit(
   _check_weight(reconstruction_weight)
   _check_share(label_smoothing=label_smoothing, average=average)
   _check_split(batch_size)
+  types.check_choice('train.keep', keep, KEEPS)
   augmentation = augment.build(
     shift=shift,
     flip=flip,
@@ -321,7 +325,11 @@ def fit(
           num_steps=num_steps,
           log_every=log_every,
           checkpoint_every=checkpoint_every,
+          keep=keep,
         )
+    best = journal.best()
+    if keep == 'best' and best is not None and best != int(state.step):
+      state = checkpoints.restore_step(best, state)
   state = jax.tree.map(np.asarray, state)
   return Trained(
     state, journal.history, journal.seconds, journal.images_per_second
@@ -339,6 +347,7 @@ def _loop(
   num_steps: int,
   log_every: int,
   checkpoint_every: int,
+  keep: str,
 ) -> TrainState:
   """Steps, rows and checkpoints up to num_steps."""
   placed, first = engine.place(state), int(state.step)
@@ -359,7 +368,12 @@ def _loop(
         state = engine.fetch(placed)
         row['select_accuracy'] = select_accuracy(state)
         journal.write(row)
-        checkpoints.save(step, state, journal.record())
+        checkpoints.save(
+          step,
+          state,
+          journal.record(),
+          best=journal.best() if keep == 'best' else None,
+        )
       else:
         journal.write(row)
       show(step, journal.text(row))
@@ -460,6 +474,15 @@ class _Journal:
     for name, value in row.items():
       if name != 'step':
         self._board.add_scalar(f'train/{name}', value, row['step'])
+
+  def best(self) -> int | None:
+    """The step of best accuracy on `select`, the last of several."""
+    found = {
+      row['step']: row['select_accuracy']
+      for row in self.history
+      if 'select_accuracy' in row
+    }
+    return max(found, key=lambda step: (found[step], step), default=None)
 
   def text(self, row: dict) -> str:
     """The row beside the progress bar."""

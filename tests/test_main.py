@@ -114,6 +114,21 @@ def test_bound_fields_are_named(run, finished):
   _fails(process, 2, 'seed was 0 and is now 3')
 
 
+def test_a_workdir_from_before_a_field(run, finished):
+  path = finished / 'config.json'
+  before = path.read_text()
+  config = json.loads(before)
+  del config['train']['keep'], config['model']['eval_crop']
+  del config['data']['splits'], config['counterfactual']
+  path.write_text(json.dumps(config))
+  # It had the default, and nothing else.
+  process = run(*_SMALL, f'--workdir={finished}', '--config.train.keep=best')
+  _fails(process, 2, 'train.keep was last and is now best')
+  process = run(*_SMALL, f'--workdir={finished}', '--config.seed=3')
+  _fails(process, 2, ': seed was 0 and is now 3; take')
+  path.write_text(before)
+
+
 def test_damaged_checkpoint_falls_back(run, finished):
   newest = finished / 'checkpoints' / '300'
   target = max(newest.rglob('*'), key=lambda p: p.stat().st_size)

@@ -294,8 +294,8 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
   # The second session begins at the checkpoint of step 3.
   save = train.checkpoint.Checkpoints.save
 
-  def cut(self, step, *rest):
-    save(self, step, *rest)
+  def cut(self, step, *rest, **named):
+    save(self, step, *rest, **named)
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
@@ -310,6 +310,32 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     3,
     6,
   ]
+
+
+def test_the_best_checkpoint_on_select_is_kept(tmp_path, monkeypatch):
+  accuracies = {1: 0.3, 2: 0.9, 3: 0.9, 4: 0.5, 5: 0.6, 6: 0.1}
+  monkeypatch.setattr(
+    train, '_accuracy', lambda model, select, state: accuracies[int(state.step)]
+  )
+  fields = {'checkpoint_every': 1, 'keep_checkpoints': 2, 'keep': 'best'}
+  found = _fit(tmp_path / 'a', **fields).state
+  # The last of two that are equally good, and what it was at that step.
+  assert found.step == 3
+  short = _fit(tmp_path / 'b', checkpoint_every=1, keep_checkpoints=9).state
+  assert short.step == 6
+  with train.checkpoint.Checkpoints(tmp_path / 'b', 9) as checkpoints:
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      found,
+      checkpoints.restore_step(3, short),
+    )
+  kept = sorted(int(p.name) for p in (tmp_path / 'a/checkpoints').iterdir())
+  assert kept == [3, 5, 6]
+  # Opened again it is the same, and damage is no silent fall-back.
+  assert _fit(tmp_path / 'a', **fields).state.step == 3
+  next((tmp_path / 'a/checkpoints/3').rglob('_METADATA')).write_text('{}')
+  with pytest.raises(ValueError, match=r'checkpoint 3 .* is the best, and'):
+    _fit(tmp_path / 'a', **fields)
 
 
 def test_finished_training_is_not_repeated(tmp_path):
