@@ -18,7 +18,7 @@ run.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import cifar10
 from crosr_jax import types
 from crosr_jax.data import splits
 
@@ -38,12 +38,9 @@ PUBLISHED = (
 def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   """The net of CIFAR-10 on one class split."""
   types.check_choice('variant', variant, VARIANTS)
-  config = common.get_config()
-  config.data.name = 'cifar10'
-  config.data.unknown_classes = ()
-  config.data.test_share = 0.0
-  config.data.select_share = 0.05
-  config.data.calibrate_share = 0.05
+  config = cifar10.get_config()
+  # Eleven epochs of six classes.
+  config.train.num_steps = 1_160
   config.evaluation.unknown_sets = ()
   config.data.splits = (
     PUBLISHED if variant == 'published' else splits.distinct(10, 6, 5, seed=0)

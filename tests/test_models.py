@@ -15,25 +15,25 @@ from crosr_jax.models import dhrnet, layers
 
 # Trained numbers of the net of every config: image shape, classes, count.
 _PARAMETERS = {
-  'cifar10': ((32, 32, 3), 10, 8_005_549),
+  'cifar10': ((32, 32, 3), 10, 1_547_533),
   'cifar10:paper': ((32, 32, 3), 10, 8_005_549),
   'cifar10:densenet': ((32, 32, 3), 10, 49_228_829),
   'cifar10:wide_resnet': ((32, 32, 3), 10, 9_373_565),
-  'cifar10_split': ((32, 32, 3), 6, 608_745),
-  'cifar10_split:distinct': ((32, 32, 3), 6, 608_745),
-  'cifar_plus': ((32, 32, 3), 4, 608_487),
-  'cifar_plus:published10': ((32, 32, 3), 4, 608_487),
-  'cifar_plus:distinct50': ((32, 32, 3), 4, 608_487),
-  'cifar_plus:distinct10': ((32, 32, 3), 4, 608_487),
+  'cifar10_split': ((32, 32, 3), 6, 1_546_761),
+  'cifar10_split:distinct': ((32, 32, 3), 6, 1_546_761),
+  'cifar_plus': ((32, 32, 3), 4, 1_546_375),
+  'cifar_plus:published10': ((32, 32, 3), 4, 1_546_375),
+  'cifar_plus:distinct50': ((32, 32, 3), 4, 1_546_375),
+  'cifar_plus:distinct10': ((32, 32, 3), 4, 1_546_375),
   'digits': ((8, 8, 1), 7, 116_520),
   'mnist': ((28, 28, 1), 10, 362_695),
   'mnist:paper': ((28, 28, 1), 10, 1_420_707),
   'mnist_split': ((28, 28, 1), 6, 360_691),
   'mnist_split:distinct': ((28, 28, 1), 6, 360_691),
-  'svhn_split': ((32, 32, 3), 6, 608_745),
-  'svhn_split:distinct': ((32, 32, 3), 6, 608_745),
-  'tinyimagenet': ((64, 64, 3), 20, 2_183_415),
-  'tinyimagenet:distinct': ((64, 64, 3), 20, 2_183_415),
+  'svhn_split': ((32, 32, 3), 6, 1_546_761),
+  'svhn_split:distinct': ((32, 32, 3), 6, 1_546_761),
+  'tinyimagenet': ((64, 64, 3), 20, 1_549_463),
+  'tinyimagenet:distinct': ((64, 64, 3), 20, 1_549_463),
 }
 
 _FIELDS = {'backbone': 'digits_cnn', 'width': 4, 'dropout': 0.25,
@@ -283,6 +283,19 @@ def test_upsampling_is_a_transposed_convolution(generator, strides):
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
     *(jax.grad(loss, argnums=1)(net, variables) for net in (ours, expected)),
   )
+
+
+def test_parameters_of_the_fast_net_by_hand():
+  net = _build((32, 32, 3), 10, backbone='fast_cnn', width=48, latent_width=32)
+  variables, _ = _traced(net, (32, 32, 3))
+  # Bare convolutions, two norms a block; the whitening one is not trained.
+  wide = 4 * 48
+  convs = 9 * (24 * 48 + 48 * 48 + 48 * wide + 3 * wide * wide)
+  norms = 4 * (48 + wide + wide)
+  head = (wide + 1) * 10
+  lateral = sum((9 * c + 1) * 32 + (9 * 32 + 1) * c for c in (48, wide, wide))
+  decoder = (4 * wide + 1) * wide + (4 * wide + 1) * 48 + (4 * 48 + 1) * 3
+  assert _count(variables) == convs + norms + head + lateral + decoder
 
 
 def test_whitened_patches_are_uncorrelated(generator):
