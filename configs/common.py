@@ -153,7 +153,7 @@ def get_config() -> ConfigDict:
   # Weight of the mean absolute error beside the critic's judgement.
   config.counterfactual.reconstruction_weight = 100.0
   # Codes tried from each training image.
-  config.counterfactual.search_steps = 20
+  config.counterfactual.search_steps = 10
   # Length of a step between them.
   config.counterfactual.search_rate = 0.1
   # Weight of the squared distance from the training image's code.

@@ -92,6 +92,16 @@ class Images(NamedTuple):
   distance: np.ndarray  # [M] float32, |z* - E(x)|^2
 
 
+class Walk(NamedTuple):
+  """Where the search is, for each of B codes on the unit sphere."""
+
+  start: Array  # [B, L] E(x)
+  code: Array  # [B, L] not yet looked at
+  best: Array  # [B, L] of those that were
+  least: Array  # [B] objective at `best`
+  term: Array  # [B] log(1 + sum exp C) there
+
+
 class Generated(NamedTuple):
   """Everything of the stages that a run goes on with."""
 
@@ -383,6 +393,8 @@ def replica_step(
     update_critic,
     (state.critic, state.critic_opt_state),
     jnp.arange(critic_steps),
+    # A loop of XLA's runs on one core of a CPU.
+    unroll=True,
   )
   gradient, error = jax.grad(generator_loss, has_aux=True)(
     state.params, critic, nets, real, reconstruction_weight
@@ -513,46 +525,39 @@ def objective(
   return weight * distance + known, known
 
 
-def descend(
-  start: Array,
-  of: Callable[[Array], tuple[Array, Array]],
-  *,
-  steps: int,
-  rate: float,
-) -> tuple[Array, Array, Array]:
-  """The best of the codes that gradient steps from `start` lead through.
+def begin(start: Array) -> Walk:
+  """The walk before its first step, from codes [B, L]."""
+  infinite = jnp.full(len(start), jnp.inf, jnp.float32)
+  return Walk(start, start, start, infinite, infinite)
+
+
+def advance(
+  walk: Walk, of: Callable[[Array], tuple[Array, Array]], *, rate: float
+) -> Walk:
+  """Looks at the code, keeps it where it is the best, and takes a step.
 
   Args:
-    start: [B, L] on the unit sphere.
+    walk: of B codes.
     of: codes [B, L] -> objective [B], and a term of it to report [B].
-    steps: codes that are tried, `start` the first of them.
-    rate: length of a step; the code is then put back on the sphere.
-
-  Returns:
-    z* [B, L], and the term at `start` and at z*, [B] each. No objective is
-    above that of its start.
+    rate: length of the step, which is along the gradient of the objective; the
+      code is then put back on the sphere.
   """
 
   def total(code: Array) -> tuple[Array, tuple[Array, Array]]:
     value, term = of(code)
     return value.sum(), (value, term)
 
-  def step(carry: tuple[Array, ...], _: None) -> tuple[Any, Array]:
-    code, best, least, least_term = carry
-    gradient, (value, term) = jax.grad(total, has_aux=True)(code)
-    better = value < least
-    best = jnp.where(better[:, None], code, best)
-    least_term = jnp.where(better, term, least_term)
-    # The best so far, so that the search may take long steps.
-    length = jnp.linalg.norm(gradient, axis=1, keepdims=True)
-    code = nets_lib.on_sphere(code - rate * gradient / (length + 1e-12))
-    return (code, best, jnp.minimum(value, least), least_term), term
-
-  infinite = jnp.full(len(start), jnp.inf)
-  (_, best, _, after), terms = jax.lax.scan(
-    step, (start, start, infinite, infinite), None, length=steps
+  gradient, (value, term) = jax.grad(total, has_aux=True)(walk.code)
+  # The best is kept, so steps may be long: no objective ends above its start.
+  better = value < walk.least
+  length = jnp.linalg.norm(gradient, axis=1, keepdims=True)
+  return Walk(
+    walk.start,
+    nets_lib.on_sphere(walk.code - rate * gradient / (length + 1e-12)),
+    jnp.where(better[:, None], walk.code, walk.best),
+    jnp.where(better, value, walk.least),
+    jnp.where(better, term, walk.term),
   )
-  return best, terms[0], after
 
 
 def search(
@@ -578,44 +583,59 @@ def search(
     image: training images, [N, H, W, C] uint8.
     source: chosen rows, [M].
     batch_size: images that are searched from at a time.
-    search_steps: see `descend`.
-    search_rate: see `descend`.
+    search_steps: codes that are looked at, E(x) the first of them.
+    search_rate: see `advance`.
     distance_weight: see `objective`.
   """
 
-  def run(variables: Any, image: Array) -> tuple[Array, ...]:
+  @sharding.forward
+  def set_out(variables: Any, image: Array) -> Walk:
+    unit = image.astype(jnp.float32) / 255.0
+    return begin(nets.encode(variables[0], unit))
+
+  @sharding.forward
+  def step(variables: Any, walk: Walk) -> Walk:
     params, of_classifier = variables
-    decode = functools.partial(nets.decode, params)
-    start = nets.encode(params, image.astype(jnp.float32) / 255.0)
-    best, before, after = descend(
-      start,
+
+    def classify(image: Array) -> Array:
+      # Unrounded, so that a gradient comes through.
+      return _outputs(classifier, of_classifier, 255.0 * image).logits
+
+    return advance(
+      walk,
       lambda code: objective(
         code,
-        start,
-        decode,
-        # Unrounded, so that a gradient comes through.
-        lambda made: _outputs(classifier, of_classifier, 255.0 * made).logits,
+        walk.start,
+        functools.partial(nets.decode, params),
+        classify,
         distance_weight,
       ),
-      steps=search_steps,
       rate=search_rate,
     )
-    distance = jnp.sum(jnp.square(best - start), axis=1)
-    made = (_to_uint8(decode(start)), _to_uint8(decode(best)))
-    return (*made, before, after, distance)
+
+  @sharding.forward
+  def arrive(variables: Any, walk: Walk) -> tuple[Array, ...]:
+    made = (nets.decode(variables[0], z) for z in (walk.start, walk.best))
+    distance = jnp.sum(jnp.square(walk.best - walk.start), axis=1)
+    return *(jnp.round(255.0 * x).astype(jnp.uint8) for x in made), distance
 
   devices = sharding.num_devices()
   rows = -(-batch_size // devices) * devices
-  compiled = sharding.forward(run)
   placed = sharding.replicate((params, variables))
   parts = []
   with progress.bar('counterfactual images', len(source)) as show:
-    for start in range(0, len(source), rows):
-      chosen = source[start : start + rows]
+    for first in range(0, len(source), rows):
+      chosen = source[first : first + rows]
       (batch,) = batches.padded(image[chosen], np.zeros(len(chosen)), rows)
-      made = compiled(placed, batch.image)
-      parts.append([np.asarray(x)[: len(chosen)] for x in made])
-      show(start + len(chosen))
+      walk, terms = set_out(placed, batch.image), []
+      # Not a loop of XLA's, which runs on one core of a CPU.
+      for _ in range(search_steps):
+        walk = step(placed, walk)
+        terms.append(walk.term)
+      rebuilt, made, distance = arrive(placed, walk)
+      found = (rebuilt, made, terms[0], terms[-1], distance)
+      parts.append([np.asarray(x)[: len(chosen)] for x in found])
+      show(first + len(chosen))
   columns = (np.concatenate(column) for column in zip(*parts, strict=True))
   return Images(source, *columns)
 
@@ -719,10 +739,6 @@ def _outputs(
 ) -> types.Outputs:
   """In evaluation mode; apply's own type covers calls that also mutate."""
   return model.apply(variables, image)  # type: ignore[return-value]
-
-
-def _to_uint8(image: Array) -> Array:
-  return jnp.round(image * 255.0).astype(jnp.uint8)
 
 
 def _named(key: Array, name: str) -> Array:
