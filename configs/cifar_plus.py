@@ -1,11 +1,13 @@
 """CIFAR+10 and CIFAR+50: 4 CIFAR-10 classes known, CIFAR-100 classes unknown.
 
-One run is one of five splits; 10 or 50 classes of the CIFAR-100 test part are
-all that comes as unknown. The other six classes of CIFAR-10 are left out.
+All five splits and their mean, or the fourth alone. 10 or 50 classes of the
+CIFAR-100 test part are all that comes as unknown; the other six classes of
+CIFAR-10 are left out.
 
   python -m crosr_jax.prepare cifar10 cifar100
-  for k in 0 1 2 3 4; do python -m crosr_jax.main \
-    --config=configs/cifar_plus.py --config.data.split=$k; done
+  python -m crosr_jax.compare --config=configs/cifar_plus.py --systems=dhrnet
+  python -m crosr_jax.main --config=configs/cifar_plus.py \\
+    --config.data.split=3
 
 The default is ':published50'. ':distinct10' and ':distinct50' take five
 different known sets, drawn by a rule (data/splits.py); of the published ones
