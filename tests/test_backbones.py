@@ -94,9 +94,9 @@ def test_shapes(backbone, shape, lateral):
   _, out = _traced(net, shape)
   assert out.logits.shape == (2, 5)
   if lateral == 'none':
-    assert out.latents == () and out.reconstruction == ()
-    return
-  assert out.reconstruction.shape == (2, *shape)
+    assert out.reconstruction == ()
+  else:
+    assert out.reconstruction.shape == (2, *shape)
   # Deepest block first, as in [y, z_L, .., z_1].
   expected = {
     'vgg': [16, 8, 4],
