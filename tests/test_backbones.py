@@ -122,7 +122,7 @@ def test_gradient_reaches_every_parameter(generator, backbone):
     def replica(image, label, keys):
       batch = types.Batch(image, label, None)
       return train.loss_fn(
-        params, variables['batch_stats'], net, batch, keys, 1.0
+        params, variables['batch_stats'], net, batch, keys, 1.0, 0.0
       )[0]
 
     each = jax.vmap(replica, axis_name='batch')

@@ -77,6 +77,12 @@ def make_material(k=3, channels=1, lateral=True, names=None):
     },
     decided={name: s.prediction for name, s in scores[METHODS[0]].items()},
     reconstruct=(lambda x: 255 - x) if lateral else None,
+    generated=report.Generated(
+      image['train'][:6],
+      features['train'].label[:6],
+      255 - image['train'][:6],
+      image['train'][6:12],
+    ),
   )
 
 
