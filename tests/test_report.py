@@ -78,10 +78,10 @@ def make_material(k=3, channels=1, lateral=True, names=None):
     decided={name: s.prediction for name, s in scores[METHODS[0]].items()},
     reconstruct=(lambda x: 255 - x) if lateral else None,
     generated=report.Generated(
-      image['train'][:6],
-      features['train'].label[:6],
-      255 - image['train'][:6],
-      image['train'][6:12],
+      image['test'][:6],
+      features['test'].label[:6],
+      255 - image['test'][:6],
+      image['test'][6:12],
     ),
   )
 
