@@ -380,3 +380,11 @@ def test_bad_fields(changes, message):
 def test_one_class_is_no_classifier():
   with pytest.raises(ValueError, match='at least 2 known classes, got 1'):
     _net(num_classes=1)
+
+
+def test_the_view_of_evaluation_lets_a_gradient_through(generator):
+  net = _build(eval_crop=6)
+  image = generator.uniform(0, 255, (2, 8, 8, 1)).astype(np.float32)
+  slope = jax.grad(lambda x: jnp.sum(net.view(x)))(image)
+  assert (np.asarray(slope)[:, 2:6, 2:6] > 0).all()
+  assert (np.asarray(slope)[:, 0] == 0).all()

@@ -189,10 +189,9 @@ def _sizes(unknown: dict[str, dict]) -> list[str]:
 
 def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
   """What every run warns of, and what is missing."""
-  done = [case.report.get('notes') or [] for case in cases if case.report]
-  common = [
-    note for note in (done[0] if done else []) if all(note in n for n in done)
-  ]
+  finished = [case.report.get('notes') or [] for case in cases if case.report]
+  # In the order of the runs; what only some warn of is told all the same.
+  told = list(dict.fromkeys(note for notes in finished for note in notes))
   missing = [case.folder for case in cases if case.report is None]
   notes = []
   if missing:
@@ -202,7 +201,7 @@ def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
       f'One {table["by"]}: no figure here has a spread, and a small '
       'difference may be chance.'
     )
-  return [*notes, *common]
+  return [*notes, *told]
 
 
 def sections(result: dict) -> list[Section]:
