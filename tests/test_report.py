@@ -269,6 +269,13 @@ def test_verdict_counts_wins_and_ties_as_printed():
   assert says[0].startswith('Closed-set accuracy 50.00 % on – known')
 
 
+def test_no_column_for_a_method_that_was_not_scored():
+  table = tables.glance({'unknown': {'s': {'gan': {'auroc': 0.9}}}})
+  title = words.method_title('gan')
+  assert table.head == ('Unknown set', f'AUROC, {title}', f'F1 argmax, {title}')
+  assert [cell.text for cell in table.rows[0][1]] == ['0.9000', '–']
+
+
 def test_a_statistic_that_beats_the_lead_is_pointed_out():
   def warning(mean):
     entry = {'crosr': {'auroc': 0.9}, 'trivial': {'mean_pixel': mean}}

@@ -100,7 +100,9 @@ def _compared(pairs: list[tuple[float, float]]) -> str:
 def glance(report: dict) -> Table:
   """AUROC and macro F1 of the lead method beside softmax, a row per set."""
   first = lead(report)
-  shown = [m for m in dict.fromkeys((first, 'softmax')) if m]
+  # A system need not have been scored by softmax as well.
+  scored = {m for entry in report['unknown'].values() for m in methods(entry)}
+  shown = [m for m in dict.fromkeys((first, 'softmax')) if m in scored]
   keys = (('auroc', 'AUROC'), ('macro_f1', 'F1 argmax'))
   head = [f'{text}, {words.method_title(m)}' for _, text in keys for m in shown]
   rows = []
