@@ -23,9 +23,10 @@ classifier it is compared with, and not one class against the rest. Its logits
 then sum to about 0, log(1 + sum exp) ends near log(1 + K) instead of 0, and is
 lowest where no class stands out all the same.
 
-No stage is stopped early: as in the authors' release each takes the steps it is
-given, and no sample but the training images is looked at. What augmentation
-costs is told by the accuracy on the held-out known part.
+The GAN and the search take the steps they are given, and see training images
+alone. The two classifiers do likewise, or keep the checkpoint that is best on
+the held-out known part where train.keep says so. What augmentation costs is
+told by the accuracy on that part.
 """
 
 import functools
@@ -463,7 +464,7 @@ def fit(
       replica_step,
       nets=nets,
       rule=rule,
-      key=_named(root, 'gan'),
+      key=train.named_key(root, 'gan'),
       critic_steps=critic_steps,
       gradient_penalty=gradient_penalty,
       reconstruction_weight=reconstruction_weight,
@@ -471,7 +472,7 @@ def fit(
     parallel=parallel,
   )
   state = init_state(
-    nets, rule, samples.image.shape[1:], _named(root, 'gan init')
+    nets, rule, samples.image.shape[1:], train.named_key(root, 'gan init')
   )
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
     state, log = checkpoints.restore(state) or (state, {})
@@ -739,7 +740,3 @@ def _outputs(
 ) -> types.Outputs:
   """In evaluation mode; apply's own type covers calls that also mutate."""
   return model.apply(variables, image)  # type: ignore[return-value]
-
-
-def _named(key: Array, name: str) -> Array:
-  return jax.random.fold_in(key, zlib.crc32(name.encode()))

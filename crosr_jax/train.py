@@ -295,7 +295,7 @@ def fit(
       rule=rule,
       rate=rate,
       augmentation=augmentation,
-      key=_named(root, 'train'),
+      key=named_key(root, 'train'),
       reconstruction_weight=reconstruction_weight,
       label_smoothing=label_smoothing,
       average=average,
@@ -306,7 +306,7 @@ def fit(
     model,
     rule,
     train.image[:_IMAGES_FOR_INIT],
-    _named(root, 'init'),
+    named_key(root, 'init'),
     average=average,
   )
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
@@ -522,7 +522,8 @@ def _accuracy(
   return float(np.mean(np.argmax(found.logits, axis=1) == found.label))
 
 
-def _named(key: Array, name: str) -> Array:
+def named_key(key: Array, name: str) -> Array:
+  """A key of its own for each use of a run's key."""
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 

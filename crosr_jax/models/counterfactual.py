@@ -156,8 +156,7 @@ def _doubled(x: Array, size: Sequence[int]) -> Array:
   """Each pixel as 2x2, cropped to `size`; as it is where that is its size."""
   if x.shape[1:3] == tuple(size):
     return x
-  x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-  return x[:, : size[0], : size[1]]
+  return layers.doubled(x, size)
 
 
 def _apply(module: nn.Module, params: Any, x: Array) -> Array:

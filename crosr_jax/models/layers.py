@@ -6,6 +6,7 @@ spread over devices.
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -115,14 +116,16 @@ def _max_pool_backward(
     is_first, 0, jnp.where(is_second, 1, jnp.where(is_third, 2, 3))
   ).astype(jnp.int8)
   place = 2 * (jnp.arange(height) % 2)[:, None] + jnp.arange(width)[None] % 2
-  is_winner = _doubled(winner, x) == place.astype(jnp.int8)[None, ..., None]
-  return (jnp.where(is_winner, _doubled(gradient, x), 0.0),)
+  is_winner = (
+    doubled(winner, x.shape[1:3]) == place.astype(jnp.int8)[None, ..., None]
+  )
+  return (jnp.where(is_winner, doubled(gradient, x.shape[1:3]), 0.0),)
 
 
-def _doubled(x: Array, like: Array) -> Array:
-  """Each element as 2x2, cropped to the height and width of `like`."""
+def doubled(x: Array, size: Sequence[int]) -> Array:
+  """Each element as 2x2, cropped to (height, width); [B, H, W, C]."""
   x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-  return x[:, : like.shape[1], : like.shape[2]]
+  return x[:, : size[0], : size[1]]
 
 
 _max_pool_for_cpu.defvjp(_max_pool_forward, _max_pool_backward)
