@@ -18,6 +18,8 @@ from crosr_jax.models import layers
 
 PARALLEL = ('pmap', 'shard_map')
 
+_ON_ALL_CORES = {'xla_cpu_experimental_ynn_fusion_type': ''}
+
 # (state, batch) -> (state, metrics), for one replica's share of the batch.
 ReplicaStep = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -61,7 +63,9 @@ def engine(
 def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
   n = len(devices)
   mesh = _mesh(devices)
-  mapped = jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0)
+  mapped = _compiled(
+    jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0), devices
+  )
 
   def place(state: Any) -> Any:
     stacked = jax.tree.map(
@@ -88,15 +92,18 @@ def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
   mesh = _mesh(devices)
   # With the check on, gradients of replicated parameters would be summed over
   # the devices before the step takes their mean itself, as under pmap.
-  mapped = jax.jit(
-    jax.shard_map(
-      step,
-      mesh=mesh,
-      in_specs=(P(), P(layers.AXIS)),
-      out_specs=(P(), P()),
-      check_vma=False,
+  mapped = _compiled(
+    jax.jit(
+      jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(P(), P(layers.AXIS)),
+        out_specs=(P(), P()),
+        check_vma=False,
+      ),
+      donate_argnums=0,
     ),
-    donate_argnums=0,
+    devices,
   )
 
   def place(state: Any) -> Any:
@@ -113,6 +120,32 @@ def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), state)
 
   return Engine(place, run, fetch)
+
+
+def _compiled(step: Any, devices: Sequence[jax.Device]) -> ReplicaStep:
+  """Compiles a jitted step at its first call, whose shapes are those of all.
+
+  XLA takes convolutions on CPU from one of two libraries. The one it prefers
+  computes the gradient of a kernel on one core.
+  """
+  if devices[0].platform != 'cpu':
+    return step
+  program = None
+
+  def run(state: Any, batch: Any) -> tuple[Any, Any]:
+    nonlocal program
+    if program is None:
+      lowered = step.lower(state, batch)
+      try:
+        program = lowered.compile(compiler_options=_ON_ALL_CORES)
+      except jax.errors.JaxRuntimeError as error:
+        if 'No such compile option' not in str(error):
+          raise
+        # Of a version that has no such library.
+        program = lowered.compile()
+    return program(state, batch)
+
+  return run
 
 
 def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
