@@ -85,17 +85,18 @@ class Checkpoints:
       found = self._manager.restore(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(like), log=ocp.args.JsonRestore()
+          state=ocp.args.StandardRestore(_saved(like)),
+          log=ocp.args.JsonRestore(),
         ),
       )
     except ValueError as error:
       # Its files are as they were written, so it is not damaged.
       raise other from error
     state = jax.tree.map(np.asarray, found.state)
-    if _kind(state) != _kind(like):
+    if _kind(state) != _kind(_saved(like)):
       raise other
     logging.info('restored the checkpoint of step %d', step)
-    return state, found.log
+    return like._replace(**state), found.log
 
   def save(
     self, step: int, state: Any, log: dict, *, best: int | None = None
@@ -104,7 +105,7 @@ class Checkpoints:
 
     Args:
       step: of the state.
-      state: a tree of arrays.
+      state: a NamedTuple of trees of arrays.
       log: JSON.
       best: a step that is never pruned.
     """
@@ -128,7 +129,7 @@ class Checkpoints:
     saved = self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), log=ocp.args.JsonSave(log)
+        state=ocp.args.StandardSave(_saved(state)), log=ocp.args.JsonSave(log)
       ),
       force=True,
     )
@@ -256,6 +257,16 @@ def load_fitted(
     name: types.WeibullModel(**{**fields, 'vector': str(fields['vector'])})
     for name, fields in models.items()
   }, info
+
+
+def _saved(state: Any) -> dict[str, Any]:
+  """The fields that hold something.
+
+  So a checkpoint from before there was a field is of the structure that a state
+  has where that field is ().
+  """
+  fields = state._asdict().items()
+  return {k: v for k, v in fields if not isinstance(v, tuple) or v}
 
 
 def _kind(tree: Any) -> tuple[Any, list]:

@@ -19,8 +19,7 @@ _SYSTEMS = flags.DEFINE_string(
   'systems',
   '',
   'supervised, laddernet, dhrnet, gan and dhrnet_w0 (DHRNet with '
-  'reconstruction weight 0), separated by commas; default all that the config '
-  'allows',
+  'reconstruction weight 0), separated by commas; default all',
 )
 _SEEDS = flags.DEFINE_string('seeds', '0', 'of training, separated by commas')
 _SPLITS = flags.DEFINE_string(
@@ -67,11 +66,12 @@ def main() -> None:
     seeds=seeds,
     splits=splits,
   )
-  if not _ONLY_REPORT.value:
-    comparison.execute(runs, data_dir)
+  diverged = [] if _ONLY_REPORT.value else comparison.execute(runs, data_dir)
   result = comparison.report(runs, name, root, pictures=config.report.pictures)
   print(_summary(result))
   print(f'Report: {root / "compare.html"}')
+  if diverged:
+    raise types.DivergedError('; '.join(diverged))
 
 
 def _summary(result: dict) -> str:

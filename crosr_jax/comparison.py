@@ -17,39 +17,29 @@ import crosr_jax
 from crosr_jax import checkpoint, models, pipeline, types
 from crosr_jax.report import architecture, comparison, published, rows
 
-
-class System(NamedTuple):
-  """What makes a system out of a config."""
-
-  overrides: dict[str, Any]
-  needs: str = ''  # section of the config without which there is no such system
-
-
-_GENERATED = 'counterfactual'
-SYSTEMS = {
-  'supervised': System({'model.lateral': 'none'}),
-  'laddernet': System({'model.lateral': 'identity'}),
-  'dhrnet': System({'model.lateral': 'bottleneck'}),
+# What makes a system out of a config.
+SYSTEMS: dict[str, dict[str, Any]] = {
+  'supervised': {'model.lateral': 'none'},
+  'laddernet': {'model.lateral': 'identity'},
+  'dhrnet': {'model.lateral': 'bottleneck'},
   # Where there are fewer training samples, an image of each.
-  'gan': System(
-    {
-      'model.lateral': 'none',
-      'train.keep': 'best',
-      f'{_GENERATED}.count': 10_000,
-    },
-    needs=_GENERATED,
-  ),
+  'gan': {
+    'model.lateral': 'none',
+    'train.keep': 'best',
+    'counterfactual.count': 10_000,
+  },
   # The control: laterals are there, but never asked to reconstruct.
-  'dhrnet_w0': System(
-    {'model.lateral': 'bottleneck', 'train.reconstruction_weight': 0.0}
-  ),
+  'dhrnet_w0': {
+    'model.lateral': 'bottleneck',
+    'train.reconstruction_weight': 0.0,
+  },
 }
 # Fields that a comparison sets itself, and how to say what is wanted.
 _OWN = {
   'model.lateral': '--systems names the systems, which differ in it',
   'seed': '--seeds=0,1,2 names the seeds',
   'data.split': '--splits=0,1 names the splits',
-  f'{_GENERATED}.count': '--systems=gan generates unknowns',
+  'counterfactual.count': '--systems=gan generates unknowns',
 }
 
 
@@ -83,7 +73,7 @@ def plan(
     config: as configs/common.py has it.
     name: of the comparison.
     root: folder of all runs.
-    systems: names in SYSTEMS; () = all that the config allows.
+    systems: names in SYSTEMS; () = all.
     seeds: of training.
     splits: positions in config.data.splits; () = all.
 
@@ -91,9 +81,10 @@ def plan(
     UsageError: for a name or a number that is none, and where a run would
       refuse its config or its workdir.
   """
+  pipeline.check_sections(config)
   runs = [
     _run(config, name, root, system, split, seed)
-    for system in _systems(config, systems)
+    for system in _systems(systems)
     for split in _splits(config, splits)
     for seed in seeds
   ]
@@ -111,17 +102,11 @@ def check_overrides(fields: Sequence[str]) -> None:
       )
 
 
-def _systems(config: config_dict.ConfigDict, names: Sequence[str]) -> list[str]:
-  allowed = [k for k, v in SYSTEMS.items() if not v.needs or v.needs in config]
+def _systems(names: Sequence[str]) -> list[str]:
   for name in names:
     types.check_choice('--systems', name, SYSTEMS)
-    if name not in allowed:
-      raise types.UsageError(
-        f'--systems={name}: the config has no section '
-        f'{SYSTEMS[name].needs!r}; it allows {", ".join(allowed)}'
-      )
   # In the order of the table, whatever order they are named in.
-  return [name for name in allowed if not names or name in names]
+  return [name for name in SYSTEMS if not names or name in names]
 
 
 def _splits(
@@ -156,14 +141,12 @@ def _run(
   split: int | None,
   seed: int,
 ) -> Run:
-  overrides = {**SYSTEMS[system].overrides, 'seed': seed}
+  overrides = {'counterfactual.count': 0, **SYSTEMS[system], 'seed': seed}
   folder, title = f'seed{seed}', f'seed {seed}'
   if split is not None:
     overrides['data.split'] = split
     folder, title = f'split{split}-{folder}', f'split {split}, {title}'
   changed = config_dict.ConfigDict(config.to_dict())
-  if _GENERATED in changed and system != 'gan':
-    overrides[f'{_GENERATED}.count'] = 0
   changed.update_from_flattened_dict(overrides)
   workdir = root / system / folder
   return Run(
@@ -199,16 +182,25 @@ def finished(run: Run, *, but: Sequence[str] = ()) -> dict | None:
   return report if is_same and is_whole and is_shown else None
 
 
-def execute(runs: Sequence[Run], data_dir: pathlib.Path) -> None:
-  """Runs what is not finished, one after the other."""
-  systems = list(dict.fromkeys(run.system for run in runs))
+def execute(runs: Sequence[Run], data_dir: pathlib.Path) -> list[str]:
+  """Runs what is not finished, one after the other.
+
+  Returns:
+    Of each run whose training diverged, what it said: the others go on.
+  """
+  systems, diverged = list(dict.fromkeys(run.system for run in runs)), []
   for run in runs:
     place = f'system {systems.index(run.system) + 1} of {len(systems)}: {run}'
     if finished(run):
       logging.info('%s: finished, not run again', place)
       continue
     logging.info('%s', place)
-    pipeline.run(run.config, run.name, run.workdir, data_dir)
+    try:
+      pipeline.run(run.config, run.name, run.workdir, data_dir)
+    except types.DivergedError as error:
+      logging.warning('%s: %s', run, error)
+      diverged.append(f'{run}: {error}')
+  return diverged
 
 
 def report(
@@ -241,7 +233,7 @@ def report(
       config.data.get('splits', ()),
       config.evaluation.get('cifar100_splits', ()),
     ),
-    changes={run.system: SYSTEMS[run.system].overrides for run in runs},
+    changes={run.system: SYSTEMS[run.system] for run in runs},
     nets=_nets(runs) if pictures else None,
     pictures=pictures,
   )

@@ -194,8 +194,9 @@ def generate(
 
   Raises:
     ValueError: for a field that cannot be used.
-    UserError: where a training diverges.
+    DivergedError: where a training diverges.
   """
+  _check_batch(batch_size, len(samples.label))
   folder = workdir / _FOLDER
   logging.info('training the classifier that the search is led by')
   trained = train.fit(
@@ -256,7 +257,7 @@ def generate(
   )
   return Generated(
     images,
-    trained.history[-1]['select_accuracy'],
+    trained.select_accuracy,
     {
       'classifier': trained.seconds,
       'gan': gan.seconds,
@@ -388,6 +389,7 @@ def replica_step(
       critic, nets, real, fake, share, gradient_penalty
     )
     gradient = jax.lax.pmean(gradient, layers.AXIS)
+    metrics['critic_grad_norm'] = optax.global_norm(gradient)
     return _updated(rule, gradient, opt_state, critic), metrics
 
   (critic, critic_opt_state), metrics = jax.lax.scan(
@@ -403,6 +405,7 @@ def replica_step(
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   params, opt_state = _updated(rule, gradient, state.opt_state, state.params)
   metrics = {**jax.tree.map(jnp.mean, metrics), **error}
+  metrics['grad_norm'] = optax.global_norm(gradient)
   return GanState(
     state.step + 1, params, critic, opt_state, critic_opt_state
   ), jax.lax.pmean(metrics, layers.AXIS)
@@ -445,18 +448,9 @@ def fit(
   Args are those of `generate`, and of `train.fit`.
 
   Raises:
-    UserError: where a loss is not finite; the last good checkpoint is kept.
+    DivergedError: where a loss or a gradient is not finite; the last good
+      checkpoint is kept.
   """
-  if batch_size % sharding.num_devices():
-    raise types.UsageError(
-      f'counterfactual.batch_size={batch_size} cannot be split evenly among '
-      f'{sharding.num_devices()} devices; take a multiple of that'
-    )
-  if batch_size > len(samples.label):
-    raise types.UsageError(
-      f'counterfactual.batch_size={batch_size} is more than the '
-      f'{len(samples.label)} training samples; make it smaller'
-    )
   rule = optimizer.adam(learning_rate)
   root = jax.random.key(seed)
   engine = sharding.engine(
@@ -687,6 +681,19 @@ def _load(path: pathlib.Path, key: str) -> tuple[Images, float] | None:
   return None
 
 
+def _check_batch(batch_size: int, num_samples: int) -> None:
+  if batch_size % sharding.num_devices():
+    raise types.UsageError(
+      f'counterfactual.batch_size={batch_size} cannot be split evenly among '
+      f'{sharding.num_devices()} devices; take a multiple of that'
+    )
+  if batch_size > num_samples:
+    raise types.UsageError(
+      f'counterfactual.batch_size={batch_size} is more than the '
+      f'{num_samples} training samples; make it smaller'
+    )
+
+
 def _updated(
   rule: Any, gradient: Params, opt_state: Any, params: Params
 ) -> tuple[Params, Any]:
@@ -699,7 +706,7 @@ def _row(step: int, pending: list[dict]) -> dict:
   """Means of the metrics of the steps since the row before.
 
   Raises:
-    UserError: where one of them is not finite.
+    DivergedError: where one of them is not finite.
   """
   means = {
     name: float(np.mean([np.asarray(metrics[name]) for metrics in pending]))
@@ -707,7 +714,7 @@ def _row(step: int, pending: list[dict]) -> dict:
   }
   for name, value in means.items():
     if not np.isfinite(value):
-      raise types.UserError(
+      raise types.DivergedError(
         f'the GAN diverged: by step {step} its {name} is {value:g}; '
         'checkpoints from before are kept. Lower counterfactual.learning_rate, '
         'in a new workdir'
@@ -717,7 +724,8 @@ def _row(step: int, pending: list[dict]) -> dict:
 
 def _text(row: dict) -> str:
   """The row beside the progress bar."""
-  return ', '.join(f'{k} {v:.3f}' for k, v in row.items() if k != 'step')
+  names = ('critic', 'penalty', 'reconstruction')
+  return ', '.join(f'{name} {row[name]:.3f}' for name in names)
 
 
 def _chosen(num_samples: int, count: int, seed: int) -> np.ndarray:

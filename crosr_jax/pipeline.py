@@ -1,6 +1,6 @@
 """The whole story: data, net, features, Weibulls, scores, figures, report.
 
-The only reader of `config`: each stage takes its section as keywords.
+Each stage takes its section of `config` as keywords, and reads nothing else.
 """
 
 import contextlib
@@ -64,6 +64,12 @@ _LEAD = (
   'The scaling and tail share of the recipe "crosr" were first tried against '
   'the MNIST test unknowns; until they are chosen again from known data alone, '
   'its figures are a lead, not evidence. "crosr_published" is not concerned.'
+)
+
+_CONTROL = (
+  'This net has no laterals and reconstructs nothing: in its rows "crosr" and '
+  '"crosr_published" the pooled outputs of its blocks stand for the codes. '
+  'They are a control, not CROSR.'
 )
 
 
@@ -168,6 +174,16 @@ def check(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     _bind(config, workdir)
 
 
+def check_sections(config: config_dict.ConfigDict) -> None:
+  """Raises a UsageError for a section that is not there."""
+  for section in (*BINDING, 'evaluation', 'weibull', 'scorer', 'report'):
+    if section not in config:
+      raise types.UsageError(
+        f'the config has no {section!r}; start it from configs/common.py, '
+        'which has every field'
+      )
+
+
 @contextlib.contextmanager
 def _opened(
   config: config_dict.ConfigDict, name: str, workdir: pathlib.Path
@@ -213,6 +229,7 @@ def _record(message: str) -> logging.LogRecord:
 
 def _check(config: config_dict.ConfigDict) -> None:
   """Looks first at what is used last: a typo must not cost a training."""
+  check_sections(config)
   for name, value in _flat(_plain(config)).items():
     if isinstance(value, int) and abs(value) >= 2**31:
       raise types.UsageError(f'{name} is too large: {value}')
@@ -227,6 +244,12 @@ def _check(config: config_dict.ConfigDict) -> None:
       f'counterfactual.count={config.counterfactual.count} is for a classifier '
       "alone: set model.lateral to 'none', or the count to 0"
     )
+  data.check_splits(
+    config.data.get('splits', ()),
+    config.data.get('split', 0),
+    config.data.unknown_classes,
+    config.evaluation.get('cifar100_splits', ()),
+  )
   for name, check in (
     ('counterfactual', counterfactual.check_fields),
     ('weibull', weibull.check_recipe),
@@ -385,7 +408,9 @@ def _result(
     },
     'duplicates': repeated,
     'train': {
-      'steps': scored.step,
+      'steps': trained.history[-1]['step'],
+      # The same, but where train.keep is 'best'.
+      'evaluated_step': scored.step,
       'seconds': trained.seconds,
       'images_per_second': trained.images_per_second,
     },
@@ -403,6 +428,7 @@ def _result(
     **({'counterfactual': _generated(generated, trained)} if generated else {}),
     'notes': [
       *([_LEAD] if recipe else []),
+      *([_CONTROL] if recipe and config.model.lateral == 'none' else []),
       *([] if benchmark.unknown else ['No unknown set was scored.']),
       duplicates.told(repeated),
       *scored.notes,
@@ -426,7 +452,7 @@ def _generated(found: counterfactual.Generated, trained: train.Trained) -> dict:
     # Of all K + 1 outputs: a known sample that is rejected counts as wrong.
     'select_accuracy': {
       'classifier': found.select_accuracy,
-      'augmented': trained.history[-1]['select_accuracy'],
+      'augmented': trained.select_accuracy,
     },
     'seconds': found.seconds,
   }
@@ -472,7 +498,13 @@ def _model_info(
     'image_shape': list(benchmark.train.image.shape[1:]),
     'mean': list(model.mean),
     'deviation': list(model.deviation),
-    'method': scored.lead,
+    # What decides: its name in fitted.npz and the thresholds, and the method of
+    # the scorer that it is for.
+    'entry': scored.lead,
+    'method': scored.formulas[scored.lead],
+    # One more than there are classes where unknown has a logit of its own.
+    'num_outputs': len(benchmark.class_names)
+    + bool(config.counterfactual.count),
     'decision': config.scorer.decision,
     'alpha': config.scorer.alpha,
     'thresholds': scored.thresholds,

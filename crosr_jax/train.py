@@ -65,6 +65,12 @@ class Trained(NamedTuple):
   seconds: float  # over all sessions
   images_per_second: float  # compilation not counted
 
+  @property
+  def select_accuracy(self) -> float:
+    """Closed-set accuracy of `state` on the select part."""
+    step = int(self.state.step)
+    return next(r['select_accuracy'] for r in self.history if r['step'] == step)
+
 
 def loss_fn(
   params: Any,
@@ -266,7 +272,8 @@ def fit(
 
   Raises:
     ValueError: for a field that cannot be used.
-    UserError: where the loss is not finite; the last good checkpoint is kept.
+    DivergedError: where a loss or a gradient is not finite; the last good
+      checkpoint is kept.
   """
   _check_positive(
     num_steps=num_steps,
@@ -453,7 +460,7 @@ class _Journal:
     """Means over the steps since the row before.
 
     Raises:
-      UserError: where a loss or a gradient is not finite.
+      DivergedError: where a loss or a gradient is not finite.
     """
     steps = [
       {name: np.asarray(x).item() for name, x in metrics.items()}
@@ -461,7 +468,7 @@ class _Journal:
     ]
     for i, metrics in enumerate(steps):
       if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
-        raise types.UserError(
+        raise types.DivergedError(
           f'training diverged: at step {self._before + i + 1} the loss is '
           f'{metrics["loss"]:g}, its gradient norm {metrics["grad_norm"]:g}; '
           'checkpoints from before are kept. Lower train.learning_rate or set '

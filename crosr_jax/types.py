@@ -25,6 +25,10 @@ class UserError(ValueError):
   exit_code = 1
 
 
+class DivergedError(UserError):
+  """A training whose loss or gradient is not finite."""
+
+
 class UsageError(UserError):
   """A flag, a config field or an argument has a value that cannot be used."""
 

@@ -4,32 +4,38 @@ import hashlib
 import itertools
 import json
 import logging
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from crosr_jax import checkpoint, types, weibull
 
-_LIKE = {'w': np.zeros((3, 2), np.float32), 'step': np.zeros((), np.int32)}
+
+class _State(NamedTuple):
+  step: Any
+  w: Any
+  newer: Any = ()
+
+
+def _like(shape=(3, 2), **kwargs):
+  return _State(np.zeros((), np.int32), np.zeros(shape, np.float32), **kwargs)
 
 
 def _state(step):
-  return {
-    'w': np.full((3, 2), step, np.float32),
-    'step': np.array(step, np.int32),
-  }
+  return _State(np.array(step, np.int32), np.full((3, 2), step, np.float32))
 
 
 def _save(workdir, *steps, keep=3):
   with checkpoint.Checkpoints(workdir, keep) as checkpoints:
-    checkpoints.restore(_LIKE)
+    checkpoints.restore(_like())
     for step in steps:
       checkpoints.save(step, _state(step), {'history': [{'step': step}]})
 
 
 def _restore(workdir):
   with checkpoint.Checkpoints(workdir, 3) as checkpoints:
-    return checkpoints.restore(_LIKE)
+    return checkpoints.restore(_like())
 
 
 def _files(workdir, step):
@@ -44,9 +50,26 @@ def test_nothing_to_restore(tmp_path):
 def test_round_trip(tmp_path):
   _save(tmp_path, 1, 2)
   state, log = _restore(tmp_path)
-  np.testing.assert_array_equal(state['w'], _state(2)['w'])
-  assert state['step'] == 2 and state['step'].dtype == np.int32
+  np.testing.assert_array_equal(state.w, _state(2).w)
+  assert state.step == 2 and state.step.dtype == np.int32
   assert log == {'history': [{'step': 2}]}
+
+
+def test_a_checkpoint_from_before_a_field_was_there(tmp_path, monkeypatch):
+  class _Older(NamedTuple):
+    step: Any
+    w: Any
+
+  with (
+    checkpoint.Checkpoints(tmp_path, 3) as checkpoints,
+    monkeypatch.context() as patch,
+  ):
+    # As it was then: the tuple itself.
+    patch.setattr(checkpoint, '_saved', lambda state: state)
+    checkpoints.save(1, _Older(*_state(1)[:2]), {})
+  state, _ = _restore(tmp_path)
+  assert state.step == 1 and state.newer == ()
+  np.testing.assert_array_equal(state.w, _state(1).w)
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -79,13 +102,13 @@ def test_every_damaged_file_is_noticed(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
       state, _ = _restore(workdir)
     name = target.relative_to(workdir / 'checkpoints' / '2')
-    assert state['step'] == 1, name
+    assert state.step == 1, name
     told = f'checkpoint 2 cannot be trusted ({name} is damaged)'
     assert any(m.startswith(told) for m in caplog.messages)
     # Set aside, not lost; and its step can be saved again.
     assert (workdir / 'damaged' / '2').is_dir()
     _save(workdir, 2)
-    assert _restore(workdir)[0]['step'] == 2
+    assert _restore(workdir)[0].step == 2
   assert i > 5
 
 
@@ -99,7 +122,7 @@ def test_other_damage(tmp_path, fault):
     target.unlink()
   else:
     (target.parent / 'more').write_bytes(b'')
-  assert _restore(tmp_path)[0]['step'] == 1
+  assert _restore(tmp_path)[0].step == 1
 
 
 def test_all_damaged_is_an_error_and_nothing_is_lost(tmp_path):
@@ -120,7 +143,7 @@ def test_lost_digests_cost_nothing(tmp_path):
   with pytest.raises(ValueError, match=r'no checkpoint .* bring one back'):
     _restore(tmp_path)
   (tmp_path / 'elsewhere').rename(tmp_path / 'digests')
-  assert _restore(tmp_path)[0]['step'] == 2
+  assert _restore(tmp_path)[0].step == 2
 
 
 @pytest.mark.parametrize('keep', [1, 3])
@@ -138,18 +161,18 @@ def test_unfinished_ones_do_not_count(tmp_path, caplog, keep, monkeypatch):
     tmp_path / 'checkpoints' / '2'
   )
   with caplog.at_level(logging.WARNING):
-    assert _restore(tmp_path)[0]['step'] == 1
+    assert _restore(tmp_path)[0].step == 1
   told = 'checkpoint 2 cannot be trusted (it was not finished)'
   assert any(m.startswith(told) for m in caplog.messages)
   _save(tmp_path, 2)
-  assert _restore(tmp_path)[0]['step'] == 2
+  assert _restore(tmp_path)[0].step == 2
 
 
 @pytest.mark.parametrize('text', ['{"a"', '[1]', '7', ''])
 def test_damaged_digests(tmp_path, text):
   _save(tmp_path, 1, 2)
   (tmp_path / 'digests' / '2.json').write_text(text)
-  assert _restore(tmp_path)[0]['step'] == 1
+  assert _restore(tmp_path)[0].step == 1
 
 
 def test_killed_while_the_first_is_written(tmp_path):
@@ -158,7 +181,7 @@ def test_killed_while_the_first_is_written(tmp_path):
   assert _restore(tmp_path) is None
   assert (tmp_path / 'damaged' / '1').is_dir()
   _save(tmp_path, 1)
-  assert _restore(tmp_path)[0]['step'] == 1
+  assert _restore(tmp_path)[0].step == 1
 
 
 def test_what_killed_writers_leave_is_swept(tmp_path):
@@ -172,10 +195,7 @@ def test_what_killed_writers_leave_is_swept(tmp_path):
 
 @pytest.mark.parametrize(
   'like',
-  [
-    {'w': np.zeros((4, 2), np.float32), 'step': np.zeros((), np.int32)},
-    {'v': np.zeros((3, 2), np.float32), 'step': np.zeros((), np.int32)},
-  ],
+  [_like((4, 2)), _like(newer=np.zeros(2, np.float32))],
 )
 def test_checkpoint_of_another_net(tmp_path, like):
   _save(tmp_path, 1)

@@ -14,6 +14,7 @@ from matplotlib import text
 from ml_collections import config_dict
 from PIL import Image
 
+from configs import cifar10_split, cifar_plus
 from crosr_jax import cli, comparison, types
 from crosr_jax.report import (
   architecture,
@@ -86,13 +87,14 @@ def test_published_figures_are_for_the_published_protocol_alone():
   assert published.benchmark('mnist', ()) == 'mnist'
   assert published.benchmark('mnist', (7, 8)) == ''
   assert published.benchmark('digits', ()) == ''
-  split = [(0, 6, 4, 9, 1, 7), (7, 6, 4, 9, 0, 1)]
-  assert published.benchmark('cifar10', (), split) == 'cifar10_split'
-  assert published.benchmark('cifar10', (), [(0, 1, 2, 3, 4, 5)]) == ''
-  ten = [tuple(range(10))]
-  plus = published.benchmark('cifar10', (), [(4, 7, 9, 1)], ten)
-  assert plus == 'cifar_plus_10'
-  assert published.benchmark('cifar10', (), [(4, 7, 9, 2)], ten) == ''
+  splits = cifar10_split.PUBLISHED
+  assert published.benchmark('cifar10', (), splits) == 'cifar10_split'
+  assert published.benchmark('svhn', (), splits) == ''
+  altered = (*splits[:4], (0, 1, 2, 3, 4, 5))
+  assert published.benchmark('cifar10', (), altered) == ''
+  splits, ten = cifar_plus.PUBLISHED, cifar_plus.PUBLISHED_10
+  assert published.benchmark('cifar10', (), splits, ten) == 'cifar_plus_10'
+  assert published.benchmark('cifar10', (), splits, ten[:4]) == ''
   assert published.absent('mnist', 'gan') == 'not in the poster'
 
 
@@ -301,7 +303,7 @@ def _write(folder, cases, benchmark='mnist', **kwargs):
     'mnist',
     cases,
     benchmark=benchmark,
-    changes={k: v.overrides for k, v in comparison.SYSTEMS.items()},
+    changes=comparison.SYSTEMS,
     **{'pictures': False, **kwargs},
   )
 
@@ -443,10 +445,7 @@ def test_architecture_tells_shapes_and_costs():
 def test_plan_changes_what_makes_a_system_and_nothing_else(tmp_path):
   config = CONFIGS['digits']
   runs = comparison.plan(config, 'digits', tmp_path, seeds=(0, 2))
-  assert [run.system for run in runs][::2] == [
-    name for name, system in comparison.SYSTEMS.items()
-    if not system.needs or system.needs in config
-  ]  # fmt: skip
+  assert [run.system for run in runs][::2] == list(comparison.SYSTEMS)
   by_system = {(run.system, run.seed): run for run in runs}
   control = by_system['dhrnet_w0', 2]
   assert control.workdir == tmp_path / 'dhrnet_w0' / 'seed2'
@@ -462,6 +461,7 @@ def _split_config():
   config = config_dict.ConfigDict(CONFIGS['digits'].to_dict())
   config.data.splits = ((0, 1, 2), (3, 4, 5), (6, 7, 8))
   config.data.split = 0
+  config.data.unknown_classes = ()
   return config
 
 
@@ -647,14 +647,58 @@ def test_usage_errors(compare, tmp_path, arguments, words_):
   assert not (tmp_path / 'w').exists()
 
 
-def test_systems_that_the_config_does_not_allow(tmp_path):
+def test_systems_and_sections_that_are_not_there(tmp_path):
   config = config_dict.ConfigDict(CONFIGS['digits'].to_dict())
-  if 'counterfactual' in config:
-    del config.counterfactual
-  with pytest.raises(types.UsageError, match="no section 'counterfactual'"):
-    comparison.plan(config, 'x', tmp_path, systems=['gan'])
   with pytest.raises(types.UsageError, match="did you mean 'dhrnet'"):
     comparison.plan(config, 'x', tmp_path, systems=['dhrnt'])
+  del config.counterfactual
+  with pytest.raises(
+    types.UsageError, match="no 'counterfactual'"
+  ):
+    comparison.plan(config, 'x', tmp_path, systems=['dhrnet'])
+
+
+def test_malformed_splits_are_told_before_any_run(tmp_path):
+  config = _split_config()
+  config.data.splits = (0, 1, 2)
+  with pytest.raises(types.UsageError, match='a single split is written'):
+    comparison.plan(config, 'x', tmp_path)
+
+
+def test_a_run_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch):
+  runs = comparison.plan(CONFIGS['digits'], 'digits', tmp_path)
+  ran = []
+
+  def run(config, name, workdir, data_dir):
+    ran.append(workdir.parent.name)
+    if workdir.parent.name == 'laddernet':
+      raise types.DivergedError('training diverged')
+
+  monkeypatch.setattr(comparison.pipeline, 'run', run)
+  told = comparison.execute(runs, tmp_path)
+  assert ran == list(comparison.SYSTEMS)
+  assert told == ['laddernet, seed 0: training diverged']
+
+
+def test_some_of_the_splits_do_not_compare(tmp_path):
+  report = _report(('cifar10_unknown',), openmax=0.7)
+  cases = [_case('supervised', report, split=k) for k in range(5)]
+  result = _write(tmp_path, cases, 'cifar10_split')
+  (sentence,) = result['published_sentences']
+  assert '.700 here, .695 there' in sentence
+  result = _write(tmp_path, cases[:2], 'cifar10_split')
+  assert result['published_sentences'] == []
+  assert any(
+    'of 5 class splits, ours here of 2: they do not' in note
+    for note in result['notes']
+  )
+
+
+def test_time_of_a_system_counts_all_its_stages(tmp_path):
+  report = _report(gan=0.5)
+  report['counterfactual'] = {'seconds': {'classifier': 30.0, 'search': 5.0}}
+  (system,) = _write(tmp_path, [_case('gan', report)])['systems']
+  assert system['seconds']['mean'] == 95.0
 
 
 def test_fields_are_looked_at_before_any_run(tmp_path):

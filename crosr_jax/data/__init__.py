@@ -87,7 +87,7 @@ def load(
     raise types.UsageError(
       f'evaluation.max_unknown must be at least 1, got {max_unknown}'
     )
-  _check_splits(splits, split, unknown_classes, cifar100_splits)
+  check_splits(splits, split, unknown_classes, cifar100_splits)
   source = sources.SOURCES[name](data_dir)
   names = source.train.class_names
   if splits:
@@ -143,7 +143,7 @@ def load(
   return Benchmark(class_names, train, select, calibrate, test, sets)
 
 
-def _check_splits(
+def check_splits(
   splits: Sequence[Sequence[int]],
   split: int,
   unknown_classes: Sequence[int],

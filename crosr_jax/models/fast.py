@@ -71,27 +71,28 @@ class FastBlock(nn.Module):
 
 
 class MaxHead(nn.Module):
-  """The largest of each channel over space, then the logits."""
+  """The largest of each channel over space, dropout, then the logits."""
 
   num_classes: int
+  dropout: float
 
   @nn.compact
   def __call__(self, x: Array, keys: Array | None, train: bool) -> Array:
     """[B, H, W, C] -> logits [B, K], linear."""
-    del keys, train
-    return nn.Dense(self.num_classes)(x.max(axis=(1, 2)))
+    del train
+    x = layers.Dropout(self.dropout)(x.max(axis=(1, 2)), keys)
+    return nn.Dense(self.num_classes)(x)
 
 
 def fast_cnn(
   num_classes: int, width: int, dropout: float, head_dropout: float
 ) -> blocks.Backbone:
   """Six convolutions after the fixed one; `width` channels, then four times."""
-  del head_dropout  # Its head is one layer.
   return blocks.Backbone(
     blocks=(
       FastBlock(width, dropout, whiten=True),
       FastBlock(4 * width, dropout),
       FastBlock(4 * width, dropout),
     ),
-    head=MaxHead(num_classes),
+    head=MaxHead(num_classes, head_dropout),
   )

@@ -142,7 +142,7 @@ def _systems(
         'closed_set_accuracy': rows.summary(
           [r['closed_set_accuracy'] for r in done]
         ),
-        'seconds': rows.summary([r['train']['seconds'] for r in done]),
+        'seconds': rows.summary([_seconds(r) for r in done]),
         'runs': [
           {
             'seed': case.seed,
@@ -155,6 +155,12 @@ def _systems(
       }
     )
   return found
+
+
+def _seconds(report: dict) -> float:
+  """Of all trainings of a run, and what else came before the scores."""
+  stages = report.get('counterfactual', {}).get('seconds', {})
+  return report['train']['seconds'] + sum(stages.values())
 
 
 def _facts(cases: Sequence[rows.Case]) -> list[str]:
@@ -196,7 +202,13 @@ def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
   notes = []
   if missing:
     notes.append(f'{NOT_YET.capitalize()}: {", ".join(missing)}.')
-  if len(table['labels']) == 1:
+  num_labels = len(table['labels'])
+  if table['benchmark'] and not published.compares(table['by'], num_labels):
+    notes.append(
+      f'Published figures are means of {published.NUM_SPLITS} class splits, '
+      f'ours here of {num_labels}: they do not compare.'
+    )
+  if num_labels == 1:
     notes.append(
       f'One {table["by"]}: no figure here has a spread, and a small '
       'difference may be chance.'

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from crosr_jax import types
-from crosr_jax.report import rows, words
+from crosr_jax.report import published, rows, words
 
 RULE = (
   'A CROSR row wins on an unknown set, in a reading, only where it beats '
@@ -306,6 +306,8 @@ def _clear(entries: list[dict], by: str) -> str:
 
 def against_published(table: dict) -> Iterator[str]:
   """Ours beside every published figure, in its own reading."""
+  if not published.compares(table['by'], len(table['labels'])):
+    return
   for row in table['rows']:
     if not row['paper'] or not rows.is_measured(row):
       continue
