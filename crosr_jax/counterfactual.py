@@ -46,8 +46,8 @@ import numpy as np
 import optax
 
 from crosr_jax import (
-  checkpoint,
   files,
+  loop,
   optimizer,
   progress,
   sharding,
@@ -62,6 +62,11 @@ Array = jax.Array
 Params = dict[str, Any]
 
 _FOLDER = 'counterfactual'
+_WORDS = loop.Words(
+  'GAN',
+  ('critic', 'penalty', 'reconstruction'),
+  'Lower counterfactual.learning_rate',
+)
 
 
 class GanState(NamedTuple):
@@ -72,14 +77,6 @@ class GanState(NamedTuple):
   critic: Params
   opt_state: Any  # of params
   critic_opt_state: Any
-
-
-class Trained(NamedTuple):
-  """A finished GAN."""
-
-  params: Params  # of encoder and generator, NumPy
-  history: list[dict]  # means over the steps since the row before
-  seconds: float  # over all sessions
 
 
 class Images(NamedTuple):
@@ -236,7 +233,7 @@ def generate(
       search,
       nets,
       classifier,
-      gan.params,
+      gan.state.params,
       trained.state.variables,
       samples.image,
       source,
@@ -247,7 +244,7 @@ def generate(
     ),
     # All that the images follow from.
     key=_digest(
-      [gan.params, trained.state.variables, source],
+      [gan.state.params, trained.state.variables, source],
       f'{search_steps} {search_rate} {distance_weight}',
     ),
   )
@@ -442,7 +439,7 @@ def fit(
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
-) -> Trained:
+) -> loop.Trained:
   """Trains the GAN, or goes on where its newest whole checkpoint is.
 
   Args are those of `generate`, and of `train.fit`.
@@ -468,31 +465,18 @@ def fit(
   state = init_state(
     nets, rule, samples.image.shape[1:], train.named_key(root, 'gan init')
   )
-  with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
-    state, log = checkpoints.restore(state) or (state, {})
-    history, seconds = list(log.get('history', [])), log.get('seconds', 0.0)
-    begin, first = time.monotonic(), int(state.step)
-    order = batches.training(samples, batch_size, seed, first)
-    placed, pending = engine.place(state), []
-    with progress.bar('GAN', num_steps, first) as show:
-      for step in range(first + 1, num_steps + 1):
-        placed, metrics = engine.step(placed, next(order))
-        pending.append(metrics)
-        is_save = step % checkpoint_every == 0 or step == num_steps
-        if not is_save and step % log_every:
-          continue
-        history.append(_row(step, pending))
-        pending = []
-        if is_save:
-          state = engine.fetch(placed)
-          log = {
-            'history': history,
-            'seconds': seconds + time.monotonic() - begin,
-          }
-          checkpoints.save(step, state, log)
-        show(step, _text(history[-1]))
-  params = jax.tree.map(np.asarray, state.params)
-  return Trained(params, history, log.get('seconds', 0.0))
+  return loop.run(
+    engine,
+    state,
+    functools.partial(batches.training, samples, batch_size, seed),
+    workdir,
+    _WORDS,
+    num_steps=num_steps,
+    batch_size=batch_size,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    keep_checkpoints=keep_checkpoints,
+  )
 
 
 def objective(
@@ -700,32 +684,6 @@ def _updated(
   """Parameters and optimiser state after one update."""
   update, opt_state = rule.update(gradient, opt_state, params)
   return optax.apply_updates(params, update), opt_state
-
-
-def _row(step: int, pending: list[dict]) -> dict:
-  """Means of the metrics of the steps since the row before.
-
-  Raises:
-    DivergedError: where one of them is not finite.
-  """
-  means = {
-    name: float(np.mean([np.asarray(metrics[name]) for metrics in pending]))
-    for name in sorted(pending[0])
-  }
-  for name, value in means.items():
-    if not np.isfinite(value):
-      raise types.DivergedError(
-        f'the GAN diverged: by step {step} its {name} is {value:g}; '
-        'checkpoints from before are kept. Lower counterfactual.learning_rate, '
-        'in a new workdir'
-      )
-  return {'step': step, **means}
-
-
-def _text(row: dict) -> str:
-  """The row beside the progress bar."""
-  names = ('critic', 'penalty', 'reconstruction')
-  return ', '.join(f'{name} {row[name]:.3f}' for name in names)
 
 
 def _chosen(num_samples: int, count: int, seed: int) -> np.ndarray:

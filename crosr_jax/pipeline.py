@@ -29,6 +29,7 @@ from crosr_jax import (
   data,
   features,
   files,
+  loop,
   metrics,
   models,
   report,
@@ -314,7 +315,7 @@ def _score(
   config: config_dict.ConfigDict,
   benchmark: data.Benchmark,
   model: models.dhrnet.DHRNet,
-  trained: train.Trained,
+  trained: loop.Trained,
 ) -> Scored:
   """Features, Weibulls and scores of every method, from one net."""
   variables = trained.state.variables
@@ -383,7 +384,7 @@ def _result(
   config: config_dict.ConfigDict,
   name: str,
   benchmark: data.Benchmark,
-  trained: train.Trained,
+  trained: loop.Trained,
   scored: Scored,
   generated: counterfactual.Generated | None,
 ) -> dict:
@@ -439,7 +440,7 @@ def _result(
   }
 
 
-def _generated(found: counterfactual.Generated, trained: train.Trained) -> dict:
+def _generated(found: counterfactual.Generated, trained: loop.Trained) -> dict:
   """What the generated unknowns are, and what they cost in known accuracy."""
   images = found.images
   return {
@@ -517,7 +518,7 @@ def _model_info(
 def _material(
   benchmark: data.Benchmark,
   model: models.dhrnet.DHRNet,
-  trained: train.Trained,
+  trained: loop.Trained,
   scored: Scored,
   generated: counterfactual.Generated | None,
 ) -> report.Material:

@@ -1,28 +1,24 @@
-"""Training: loss, replica step, loop.
+"""Training of a classifier: loss, replica step, fit.
 
 B batch of one replica; the axis layers.AXIS runs over the replicas.
 """
 
 import functools
-import logging
 import pathlib
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tensorboardX
 
 from crosr_jax import (
-  checkpoint,
   features,
+  loop,
   models,
   optimizer,
-  progress,
   sharding,
   types,
 )
@@ -31,9 +27,12 @@ from crosr_jax.models import dhrnet, layers
 
 Array = jax.Array
 
-_STEPS_BEFORE_ESTIMATE = 20
 _IMAGES_FOR_INIT = 512
-KEEPS = ('last', 'best')
+_WORDS = loop.Words(
+  'training',
+  ('loss', 'cross_entropy', 'reconstruction', 'accuracy'),
+  'Lower train.learning_rate or set train.clip_norm',
+)
 
 
 class TrainState(NamedTuple):
@@ -55,21 +54,6 @@ class TrainState(NamedTuple):
   def variables(self) -> dict[str, Any]:
     """What the net is applied with: the average where there is one."""
     return self.average or self.trained
-
-
-class Trained(NamedTuple):
-  """A finished training."""
-
-  state: TrainState  # NumPy
-  history: list[dict]  # means over the steps since the row before
-  seconds: float  # over all sessions
-  images_per_second: float  # compilation not counted
-
-  @property
-  def select_accuracy(self) -> float:
-    """Closed-set accuracy of `state` on the select part."""
-    step = int(self.state.step)
-    return next(r['select_accuracy'] for r in self.history if r['step'] == step)
 
 
 def loss_fn(
@@ -241,7 +225,7 @@ def fit(
   expand: float = 1.0,
   crop: int = 0,
   **optimizer_fields: Any,
-) -> Trained:
+) -> loop.Trained:
   """Trains, or goes on where the newest whole checkpoint is.
 
   Args:
@@ -285,7 +269,7 @@ def fit(
   _check_weight(reconstruction_weight)
   _check_share(label_smoothing=label_smoothing, average=average)
   _check_split(batch_size)
-  types.check_choice('train.keep', keep, KEEPS)
+  types.check_choice('train.keep', keep, loop.KEEPS)
   augmentation = augment.build(
     shift=shift,
     flip=flip,
@@ -321,209 +305,20 @@ def fit(
     named_key(root, 'init'),
     average=average,
   )
-  with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
-    state, record = checkpoints.restore(state) or (state, {})
-    first = int(state.step)
-    journal = _Journal(workdir, batch_size, first, record)
-    if first < num_steps:
-      with journal:
-        state = _loop(
-          engine,
-          state,
-          batches.training(train, batch_size, seed, first),
-          journal,
-          checkpoints,
-          functools.partial(_accuracy, model, select),
-          num_steps=num_steps,
-          log_every=log_every,
-          checkpoint_every=checkpoint_every,
-          keep=keep,
-        )
-    best = journal.best()
-    if keep == 'best' and best is not None and best != int(state.step):
-      state = checkpoints.restore_step(best, state)
-  state = jax.tree.map(np.asarray, state)
-  return Trained(
-    state, journal.history, journal.seconds, journal.images_per_second
+  return loop.run(
+    engine,
+    state,
+    functools.partial(batches.training, train, batch_size, seed),
+    workdir,
+    _WORDS,
+    num_steps=num_steps,
+    batch_size=batch_size,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    keep_checkpoints=keep_checkpoints,
+    keep=keep,
+    select_accuracy=functools.partial(_accuracy, model, select),
   )
-
-
-def _loop(
-  engine: sharding.Engine,
-  state: TrainState,
-  order: Iterator[tuple[types.Batch, np.ndarray]],
-  journal: '_Journal',
-  checkpoints: checkpoint.Checkpoints,
-  select_accuracy: Callable[[TrainState], float],
-  *,
-  num_steps: int,
-  log_every: int,
-  checkpoint_every: int,
-  keep: str,
-) -> TrainState:
-  """Steps, rows and checkpoints up to num_steps."""
-  placed, first = engine.place(state), int(state.step)
-  with progress.bar('training', num_steps, first) as show:
-    for step in range(first + 1, num_steps + 1):
-      placed, metrics = engine.step(placed, next(order))
-      journal.add(metrics)
-      if step == first + 1:
-        show(step)
-      if step - first == _STEPS_BEFORE_ESTIMATE:
-        journal.estimate(num_steps - step)
-      is_save = step % checkpoint_every == 0 or step == num_steps
-      if not is_save and step % log_every:
-        continue
-      # Looks at the losses before anything is saved.
-      row = journal.row(step)
-      if is_save:
-        state = engine.fetch(placed)
-        row['select_accuracy'] = select_accuracy(state)
-        journal.write(row)
-        checkpoints.save(
-          step,
-          state,
-          journal.record(),
-          best=journal.best() if keep == 'best' else None,
-        )
-      else:
-        journal.write(row)
-      show(step, journal.text(row))
-      journal.go_on()
-  return state
-
-
-class _Journal:
-  """What training says of itself: history, TensorBoard, time.
-
-  Entered while there are steps to take.
-  """
-
-  def __init__(
-    self,
-    workdir: pathlib.Path,
-    batch_size: int,
-    first_step: int,
-    record: dict,
-  ):
-    self.history: list[dict] = list(record.get('history', []))
-    self._earlier = record.get('seconds', 0.0)
-    # Of the steps that were timed, which the first of a session is not.
-    self._timed_steps = record.get('timed_steps', 0)
-    self._timed_seconds = record.get('timed_seconds', 0.0)
-    self._batch_size = batch_size
-    self._before = first_step
-    self._pending: list[dict] = []
-    self._begin = time.monotonic()
-    self._clock = 0.0  # 0 = before the first step
-    self._workdir, self._first_step = workdir, first_step
-
-  def __enter__(self) -> '_Journal':
-    # What a killed session wrote after its last checkpoint comes again.
-    self._board = tensorboardX.SummaryWriter(
-      str(self._workdir / 'tensorboard'), purge_step=self._first_step + 1
-    )
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self._board.close()
-
-  def add(self, metrics: dict) -> None:
-    """Takes the metrics of one step, which may still be computing."""
-    self._pending.append(metrics)
-    if not self._clock:
-      # The first step compiles; speed is counted from here.
-      jax.block_until_ready(metrics)
-      self._clock = time.monotonic()
-      self._timed_steps -= 1
-      logging.info(
-        'first step after %s, most of it compilation',
-        progress.duration(self._clock - self._begin),
-      )
-
-  def go_on(self) -> None:
-    """Starts the clock again, which stood since `row`."""
-    self._clock = time.monotonic()
-
-  def estimate(self, steps_left: int) -> None:
-    """Says how long the rest will take."""
-    jax.block_until_ready(self._pending)
-    seconds = self._timed_seconds + time.monotonic() - self._clock
-    each = seconds / max(self._timed_steps + len(self._pending), 1)
-    logging.info(
-      'about %s to go (%d steps, %.0f images/s)',
-      progress.duration(each * steps_left),
-      *(steps_left, self._batch_size / max(each, 1e-9)),
-    )
-
-  def row(self, step: int) -> dict:
-    """Means over the steps since the row before.
-
-    Raises:
-      DivergedError: where a loss or a gradient is not finite.
-    """
-    steps = [
-      {name: np.asarray(x).item() for name, x in metrics.items()}
-      for metrics in self._pending
-    ]
-    for i, metrics in enumerate(steps):
-      if not np.isfinite([metrics['loss'], metrics['grad_norm']]).all():
-        raise types.DivergedError(
-          f'training diverged: at step {self._before + i + 1} the loss is '
-          f'{metrics["loss"]:g}, its gradient norm {metrics["grad_norm"]:g}; '
-          'checkpoints from before are kept. Lower train.learning_rate or set '
-          'train.clip_norm, in a new workdir'
-        )
-    self._timed_steps += len(steps)
-    self._timed_seconds += time.monotonic() - self._clock
-    self._pending, self._before = [], step
-    means = {k: float(np.mean([m[k] for m in steps])) for k in sorted(steps[0])}
-    return {'step': step, **means}
-
-  def write(self, row: dict) -> None:
-    """Adds a row to history and TensorBoard."""
-    self.history.append(row)
-    for name, value in row.items():
-      if name != 'step':
-        self._board.add_scalar(f'train/{name}', value, row['step'])
-
-  def best(self) -> int | None:
-    """The step of best accuracy on `select`, the last of several."""
-    found = {
-      row['step']: row['select_accuracy']
-      for row in self.history
-      if 'select_accuracy' in row
-    }
-    return max(found, key=lambda step: (found[step], step), default=None)
-
-  def text(self, row: dict) -> str:
-    """The row beside the progress bar."""
-    names = ('loss', 'cross_entropy', 'reconstruction', 'accuracy')
-    parts = [
-      f'{name.replace("_", "-")} {row[name]:.3f}'
-      for name in names
-      if name in row
-    ]
-    return ', '.join([f'{self.images_per_second:.0f} images/s', *parts])
-
-  @property
-  def seconds(self) -> float:
-    """Of all sessions, compilation and checkpoints included."""
-    return self._earlier + time.monotonic() - self._begin
-
-  @property
-  def images_per_second(self) -> float:
-    """Of the steps alone, without compilation; 0 before the second step."""
-    return self._batch_size * self._timed_steps / max(self._timed_seconds, 1e-9)
-
-  def record(self) -> dict:
-    """What goes into a checkpoint; JSON."""
-    return {
-      'history': self.history,
-      'seconds': self.seconds,
-      'timed_steps': self._timed_steps,
-      'timed_seconds': self._timed_seconds,
-    }
 
 
 def _accuracy(

@@ -191,8 +191,8 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
   whole = _fit(tmp_path / 'a')
   save = checkpoint.Checkpoints.save
 
-  def cut(self, step, *rest):
-    save(self, step, *rest)
+  def cut(self, step, *rest, **kwargs):
+    save(self, step, *rest, **kwargs)
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
@@ -200,12 +200,16 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
       _fit(tmp_path / 'b')
   resumed = _fit(tmp_path / 'b')
-  jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+  jax.tree.map(
+    np.testing.assert_array_equal, whole.state.params, resumed.state.params
+  )
   assert whole.history == resumed.history
   assert [row['step'] for row in whole.history] == [2, 3, 4, 6]
   # Again: nothing is left to do.
   again = _fit(tmp_path / 'b')
-  jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+  jax.tree.map(
+    np.testing.assert_array_equal, whole.state.params, again.state.params
+  )
   assert again.seconds == resumed.seconds
 
 
@@ -416,7 +420,9 @@ def test_bad_fields(changes, message):
 )
 def test_batches_that_cannot_be(tmp_path, changes, message):
   with pytest.raises(types.UsageError, match=message):
-    _fit(tmp_path, **changes)
+    _generate(tmp_path, _samples(), **changes)
+  # Told before any stage begins.
+  assert list(tmp_path.iterdir()) == []
 
 
 _JOB = (
@@ -460,7 +466,8 @@ def test_main_job(job, tmp_path):
     # K + 1 rows and columns, whatever the net's outputs.
     assert np.shape(row['gan']['confusion']) == (8, 8)
   fitted, info = checkpoint.load_fitted(tmp_path)
-  assert fitted == {} and info['method'] == 'gan'
+  assert fitted == {} and info['num_outputs'] == 8
+  assert (info['entry'], info['method']) == ('gan', 'augmented')
   assert set(info['thresholds']) == {'gan'}
   drawn = {path.stem for path in (tmp_path / 'figures').iterdir()}
   assert {'counterfactuals', 'map', 'confusion', 'roc'} <= drawn

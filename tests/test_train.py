@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from crosr_jax import models, optimizer, sharding, train, types
+from crosr_jax import checkpoint, models, optimizer, sharding, train, types
 from crosr_jax.data import augment, batches, splits
 
 _RULE = {
@@ -292,14 +292,14 @@ def _fit(workdir, **changes):
 def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
   whole = _fit(tmp_path / 'a')
   # The second session begins at the checkpoint of step 3.
-  save = train.checkpoint.Checkpoints.save
+  save = checkpoint.Checkpoints.save
 
   def cut(self, step, *rest, **named):
     save(self, step, *rest, **named)
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.checkpoint.Checkpoints, 'save', cut)
+    patch.setattr(checkpoint.Checkpoints, 'save', cut)
     with pytest.raises(KeyboardInterrupt):
       _fit(tmp_path / 'b')
   resumed = _fit(tmp_path / 'b')
@@ -323,7 +323,7 @@ def test_the_best_checkpoint_on_select_is_kept(tmp_path, monkeypatch):
   assert found.step == 3
   short = _fit(tmp_path / 'b', checkpoint_every=1, keep_checkpoints=9).state
   assert short.step == 6
-  with train.checkpoint.Checkpoints(tmp_path / 'b', 9) as checkpoints:
+  with checkpoint.Checkpoints(tmp_path / 'b', 9) as checkpoints:
     jax.tree.map(
       np.testing.assert_array_equal,
       found,
@@ -371,7 +371,7 @@ def test_divergence_stops_and_keeps_the_checkpoint(tmp_path):
     _IMAGE,
     jax.random.key(0),
   )
-  with train.checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
+  with checkpoint.Checkpoints(tmp_path, 2) as checkpoints:
     state, _ = checkpoints.restore(like)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 

@@ -29,7 +29,7 @@ class Nets(NamedTuple):
 
 
 class Cell(NamedTuple):
-  """Ours, and beneath it the published figure or why there is none."""
+  """Ours, and beneath it the published figure, if there is one."""
 
   ours: str
   paper: str
@@ -249,7 +249,7 @@ def _section(result: dict, key: str) -> Section:
     for row in result['rows']
   ]
   says = f'{reading.meaning[0].upper()}{reading.meaning[1:]}. ' + (
-    'Beside ours stands what is published in this very reading.'
+    'Beneath ours stands what is published in this very reading.'
     if is_published
     else 'No figure of these systems is published in this reading.'
   )
