@@ -244,6 +244,37 @@ def test_the_state_that_is_handed_in_stays(parallel):
     np.testing.assert_array_equal(engine.fetch(placed), np.arange(6.0) + 3)
 
 
+def test_both_libraries_of_convolutions_train_alike(monkeypatch):
+  losses, _ = _steps(_net(), 1, 'pmap', 3)
+  monkeypatch.setattr(sharding, '_ON_ALL_CORES', {})
+  other, _ = _steps(_net(), 1, 'pmap', 3)
+  np.testing.assert_allclose(losses, other, rtol=1e-5)
+
+
+class _Program:
+  """A jitted step of a version of XLA that refuses an option, or fails."""
+
+  def __init__(self, refusal):
+    self._refusal = refusal
+
+  def lower(self, *_):
+    return self
+
+  def compile(self, compiler_options=None):
+    if compiler_options:
+      raise jax.errors.JaxRuntimeError(self._refusal)
+    return lambda state, batch: (state, batch)
+
+
+def test_an_option_that_this_version_lacks_is_left_out():
+  refusal = "INVALID_ARGUMENT: No such compile option: 'x'"
+  step = sharding._compiled(_Program(refusal), jax.devices())
+  assert step(1, 2) == (1, 2)
+  step = sharding._compiled(_Program('out of memory'), jax.devices())
+  with pytest.raises(jax.errors.JaxRuntimeError, match='out of memory'):
+    step(1, 2)
+
+
 @pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
 def test_decay_spares_biases(name):
   rule, _ = optimizer.build(
