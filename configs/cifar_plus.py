@@ -83,8 +83,8 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   types.check_choice('variant', variant, VARIANTS)
   config = cifar10.get_config()
   config.data.others_unknown = False
-  # Eleven epochs of four classes.
-  config.train.num_steps = 776
+  # 18 epochs of four classes.
+  config.train.num_steps = 1_269
   config.evaluation.unknown_sets = ('cifar100',)
   count = 50 if variant.endswith('50') else 10
   if variant.startswith('published'):

@@ -57,8 +57,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   types.check_choice('variant', variant, VARIANTS)
   config = cifar10.get_config()
   config.data.name = 'tinyimagenet'
-  # Images are twice as wide; forty epochs of twenty classes.
-  config.train.shift = 4
+  # Forty epochs of twenty classes.
   config.train.num_steps = 1_410
   config.evaluation.unknown_sets = ()
   config.data.splits = (
