@@ -66,9 +66,8 @@ _LEAD = (
   'the MNIST test unknowns; until they are chosen again from known data alone, '
   'its figures are a lead, not evidence. "crosr_published" is not concerned.'
 )
-
 _CONTROL = (
-  'This net has no laterals and reconstructs nothing: in its rows "crosr" and '
+  'A net without laterals reconstructs nothing: in its rows "crosr" and '
   '"crosr_published" the pooled outputs of its blocks stand for the codes. '
   'They are a control, not CROSR.'
 )
