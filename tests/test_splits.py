@@ -207,7 +207,7 @@ def test_unknown_set_of_some_classes(monkeypatch):
     ({'splits': ((0, 1.0),)}, r'split 0: 1\.0 is no class'),
     ({'splits': ((0, 'a'),)}, "split 0: 'a' is no class"),
     ({'splits': ((0, 3, 3),)}, 'split 0: 3 is there twice'),
-    ({'splits': ((4,),)}, r'a split of 1 classes, at least 2'),
+    ({'splits': ((4,),)}, r'split 0 has 1 classes, at least 2'),
     (
       {'cifar100_splits': ((1, 2),)},
       r'cifar100_splits has 1 entries, data\.splits 2',
@@ -277,5 +277,4 @@ def test_a_split_that_is_not_there(environment, tmp_path):
   assert lines == [
     'error: data.split=5: data.splits has 5, choose from 0..4'
   ], process.stderr
-  # Each split has a workdir of its own, the first too.
-  assert (tmp_path / 'runs' / 'mnist_split-distinct-split5').exists()
+  assert list(tmp_path.iterdir()) == []

@@ -166,9 +166,7 @@ def check_splits(
       f'data.splits {len(splits)}; give one for each split, or () for all '
       'classes'
     )
-  for field, entries in (
-    ('data.splits', splits),
-    ('evaluation.cifar100_splits', cifar100_splits),
-  ):
-    if entries:
-      splits_lib.pick(field, entries, split)
+  if splits:
+    splits_lib.pick('data.splits', splits, split, least=2)
+  if cifar100_splits:
+    splits_lib.pick('evaluation.cifar100_splits', cifar100_splits, split)

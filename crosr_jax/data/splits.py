@@ -20,7 +20,7 @@ class Labelled(NamedTuple):
 
 
 def pick(
-  field: str, splits: Sequence[Sequence[int]], split: int
+  field: str, splits: Sequence[Sequence[int]], split: int, *, least: int = 1
 ) -> tuple[int, ...]:
   """Classes of one of several class splits, in ascending order.
 
@@ -28,10 +28,11 @@ def pick(
     field: of the config that has the splits, for errors.
     splits: classes of each.
     split: position in `splits`.
+    least: classes that it must have.
 
   Raises:
     UsageError: for a position outside, and for what is no tuple of different
-      classes.
+      classes, or too short.
   """
   if split not in range(len(splits)):
     raise types.UsageError(
@@ -48,6 +49,11 @@ def pick(
     if not isinstance(k, int) or classes.count(k) > 1:
       told = 'is there twice' if isinstance(k, int) else 'is no class'
       raise types.UsageError(f'{field}: split {split}: {k!r} {told}')
+  if len(classes) < least:
+    raise types.UsageError(
+      f'{field}: split {split} has {len(classes)} classes, at least {least} are '
+      'needed'
+    )
   return tuple(sorted(classes))
 
 
@@ -55,17 +61,13 @@ def others(known: Sequence[int], num_classes: int) -> tuple[int, ...]:
   """Classes that are not known.
 
   Raises:
-    UsageError: for a class that does not exist, or fewer than 2 known ones.
+    UsageError: for a class that does not exist.
   """
   for k in known:
     if k not in range(num_classes):
       raise types.UsageError(
         f'data.splits: {k} is no class, choose from 0..{num_classes - 1}'
       )
-  if len(known) < 2:
-    raise types.UsageError(
-      f'data.splits: a split of {len(known)} classes, at least 2 must be known'
-    )
   return tuple(k for k in range(num_classes) if k not in known)
 
 
