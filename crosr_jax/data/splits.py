@@ -51,8 +51,8 @@ def pick(
       raise types.UsageError(f'{field}: split {split}: {k!r} {told}')
   if len(classes) < least:
     raise types.UsageError(
-      f'{field}: split {split} has {len(classes)} classes, at least {least} are '
-      'needed'
+      f'{field}: split {split} has {len(classes)} classes, at least {least} '
+      'are needed'
     )
   return tuple(sorted(classes))
 
