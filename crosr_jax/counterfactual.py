@@ -386,7 +386,7 @@ def replica_step(
       critic, nets, real, fake, share, gradient_penalty
     )
     gradient = jax.lax.pmean(gradient, layers.AXIS)
-    metrics['critic_grad_norm'] = optax.global_norm(gradient)
+    metrics['critic_grad_norm'] = optax.tree.norm(gradient)
     return _updated(rule, gradient, opt_state, critic), metrics
 
   (critic, critic_opt_state), metrics = jax.lax.scan(
@@ -402,7 +402,7 @@ def replica_step(
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   params, opt_state = _updated(rule, gradient, state.opt_state, state.params)
   metrics = {**jax.tree.map(jnp.mean, metrics), **error}
-  metrics['grad_norm'] = optax.global_norm(gradient)
+  metrics['grad_norm'] = optax.tree.norm(gradient)
   return GanState(
     state.step + 1, params, critic, opt_state, critic_opt_state
   ), jax.lax.pmean(metrics, layers.AXIS)

@@ -151,7 +151,7 @@ def replica_step(
   )
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   metrics = jax.lax.pmean(metrics, layers.AXIS)
-  metrics['grad_norm'] = optax.global_norm(gradient)
+  metrics['grad_norm'] = optax.tree.norm(gradient)
   metrics['learning_rate'] = jnp.asarray(rate(state.step), jnp.float32)
   update, opt_state = rule.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, update)
