@@ -692,6 +692,14 @@ def test_some_of_the_splits_do_not_compare(tmp_path):
   )
 
 
+def test_controls_are_explained_where_there_are_some(tmp_path):
+  report = _report(softmax=0.5, crosr=0.5)
+  for system, there in (('dhrnet', False), ('dhrnet_w0', True)):
+    _write(tmp_path, [_case(system, report)])
+    page = (tmp_path / 'compare.html').read_text()
+    assert ('Weight 0: DHRNet trained with' in page) == there
+
+
 def test_time_of_a_system_counts_all_its_stages(tmp_path):
   report = _report(gan=0.5)
   report['counterfactual'] = {'seconds': {'classifier': 30.0, 'search': 5.0}}

@@ -327,11 +327,12 @@ def plain_text(result: dict, key: str) -> str:
 def _page(result: dict, drawn: list[style.Picture]) -> str:
   from crosr_jax.report import page
 
+  has_control = any(row['kind'] == 'control' for row in result['rows'])
   return page.template('compare.html.j2').render(
     result=result,
     sections=sections(result),
     pictures={p.name: (p, page.embedded(p.png)) for p in drawn},
-    controls_text=rows.CONTROLS,
+    controls_text=rows.CONTROLS if has_control else '',
     spread_text=judgement.SPREAD,
     matrices=[_matrix(result, kind) for kind in ('crosr', 'control')],
     short=judgement.short,
