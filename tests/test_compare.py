@@ -693,7 +693,8 @@ def test_some_of_the_splits_do_not_compare(tmp_path):
 
 
 def test_controls_are_explained_where_there_are_some(tmp_path):
-  report = _report(softmax=0.5, crosr=0.5)
+  methods = ('softmax', 'max_logit', 'openmax', 'crosr_published', 'crosr')
+  report = _report(**dict.fromkeys(methods, 0.5))
   for system, there in (('dhrnet', False), ('dhrnet_w0', True)):
     _write(tmp_path, [_case(system, report)])
     page = (tmp_path / 'compare.html').read_text()
