@@ -81,11 +81,12 @@ class Checkpoints:
       'net or optimiser than this version builds; take another --workdir, or '
       'the version that made it'
     )
+    expected = _saved(like)
     try:
       found = self._manager.restore(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(_saved(like)),
+          state=ocp.args.StandardRestore(expected),
           log=ocp.args.JsonRestore(),
         ),
       )
@@ -93,7 +94,7 @@ class Checkpoints:
       # Its files are as they were written, so it is not damaged.
       raise other from error
     state = jax.tree.map(np.asarray, found.state)
-    if _kind(state) != _kind(_saved(like)):
+    if _kind(state) != _kind(expected):
       raise other
     logging.info('restored the checkpoint of step %d', step)
     return like._replace(**state), found.log

@@ -193,7 +193,9 @@ def generate(
     ValueError: for a field that cannot be used.
     DivergedError: where a training diverges.
   """
-  _check_batch(batch_size, len(samples.label))
+  field = 'counterfactual.batch_size'
+  sharding.check_even(field, batch_size)
+  batches.check_size(field, batch_size, len(samples.label))
   folder = workdir / _FOLDER
   logging.info('training the classifier that the search is led by')
   trained = train.fit(
@@ -598,8 +600,7 @@ def search(
     distance = jnp.sum(jnp.square(walk.best - walk.start), axis=1)
     return *(jnp.round(255.0 * x).astype(jnp.uint8) for x in made), distance
 
-  devices = sharding.num_devices()
-  rows = -(-batch_size // devices) * devices
+  rows = sharding.evened(batch_size)
   placed = sharding.replicate((params, variables))
   parts = []
   with progress.bar('counterfactual images', len(source)) as show:
@@ -663,19 +664,6 @@ def _load(path: pathlib.Path, key: str) -> tuple[Images, float] | None:
     return None
   logging.warning('%s belongs to another training: made again', path)
   return None
-
-
-def _check_batch(batch_size: int, num_samples: int) -> None:
-  if batch_size % sharding.num_devices():
-    raise types.UsageError(
-      f'counterfactual.batch_size={batch_size} cannot be split evenly among '
-      f'{sharding.num_devices()} devices; take a multiple of that'
-    )
-  if batch_size > num_samples:
-    raise types.UsageError(
-      f'counterfactual.batch_size={batch_size} is more than the '
-      f'{num_samples} training samples; make it smaller'
-    )
 
 
 def _updated(

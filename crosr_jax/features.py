@@ -28,7 +28,7 @@ def stream(
   """
   run, variables = _compiled(model), sharding.replicate(variables)
   # What fills the last batch up is cut off again.
-  for batch in batches.padded(image, label, _split_evenly(batch_size)):
+  for batch in batches.padded(image, label, sharding.evened(batch_size)):
     parts = [np.asarray(x)[batch.mask] for x in run(variables, batch.image)]
     logits, latent, *error = parts
     yield types.Features(logits, latent, batch.label[batch.mask], *error)
@@ -61,15 +61,9 @@ def reconstruct(
   return np.concatenate(
     [
       np.asarray(run(variables, batch.image))[batch.mask]
-      for batch in batches.padded(image, label, _split_evenly(batch_size))
+      for batch in batches.padded(image, label, sharding.evened(batch_size))
     ]
   )
-
-
-def _split_evenly(batch_size: int) -> int:
-  """So many rows that every device takes the same number."""
-  devices = sharding.num_devices()
-  return -(-batch_size // devices) * devices
 
 
 @functools.cache

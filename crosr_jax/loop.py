@@ -105,8 +105,8 @@ def run(
             checkpoints.save(step, state, record, best=best)
           show(step, journal.text(row))
           journal.go_on()
-    best = journal.best()
-    if keep == 'best' and best is not None and best != int(state.step):
+    best = journal.best() if keep == 'best' else None
+    if best is not None and best != int(state.step):
       state = checkpoints.restore_step(best, state)
   return Trained(
     jax.tree.map(np.asarray, state),

@@ -169,5 +169,21 @@ def num_devices() -> int:
   return jax.local_device_count()
 
 
+def evened(rows: int) -> int:
+  """The next number of rows that every device takes the same share of."""
+  devices = num_devices()
+  return -(-rows // devices) * devices
+
+
+def check_even(field: str, rows: int) -> None:
+  """Raises a UsageError where rows cannot be split among the devices."""
+  devices = num_devices()
+  if rows % devices:
+    raise types.UsageError(
+      f'{field}={rows} cannot be split evenly among {devices} devices; take a '
+      f'multiple of {devices}'
+    )
+
+
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
   return Mesh(np.array(devices), (layers.AXIS,))

@@ -268,7 +268,7 @@ def fit(
   )
   _check_weight(reconstruction_weight)
   _check_share(label_smoothing=label_smoothing, average=average)
-  _check_split(batch_size)
+  sharding.check_even('train.batch_size', batch_size)
   types.check_choice('train.keep', keep, loop.KEEPS)
   augmentation = augment.build(
     shift=shift,
@@ -351,12 +351,3 @@ def _check_share(**fields: float) -> None:
   for field, value in fields.items():
     if not 0 <= value < 1:
       raise types.UsageError(f'train.{field} must be in [0, 1), got {value}')
-
-
-def _check_split(batch_size: int) -> None:
-  devices = sharding.num_devices()
-  if batch_size % devices:
-    raise types.UsageError(
-      f'train.batch_size={batch_size} cannot be split evenly among {devices} '
-      f'devices; take a multiple of {devices}'
-    )

@@ -22,12 +22,8 @@ def training(
   Raises:
     UsageError: where one batch is more than all samples.
   """
+  check_size('train.batch_size', batch_size, len(samples.label))
   per_epoch = len(samples.label) // batch_size
-  if per_epoch == 0:
-    raise types.UsageError(
-      f'train.batch_size={batch_size} is more than the {len(samples.label)} '
-      'training samples; make it smaller'
-    )
   epoch, position = divmod(first_step, per_epoch)
   mask = np.ones(batch_size, bool)
   while True:
@@ -37,6 +33,15 @@ def training(
       batch = types.Batch(samples.image[rows], samples.label[rows], mask)
       yield batch, rows.astype(np.uint32)
     epoch, position = epoch + 1, 0
+
+
+def check_size(field: str, batch_size: int, num_samples: int) -> None:
+  """Raises a UsageError where one batch is more than all samples."""
+  if batch_size > num_samples:
+    raise types.UsageError(
+      f'{field}={batch_size} is more than the {num_samples} training samples; '
+      'make it smaller'
+    )
 
 
 def padded(
