@@ -160,18 +160,25 @@ def get_config() -> ConfigDict:
   config.counterfactual.distance_weight = 1.0
 
   config.weibull = ConfigDict()
+  # What is measured: 'joint' (logits and codes, CROSR) or 'evidence' (own
+  # logit, code and reconstruction error, each in its own measure).
+  config.weibull.vector = 'evidence'
   # What a coordinate is divided by: 'none', 'std' or 'within_class'.
   config.weibull.scaling = 'within_class'
-  # Largest distances per class that are fitted; 0 = use tail_share.
-  config.weibull.tail_size = 0
-  # Share of the class that is fitted, at least 20; 0 = use tail_size.
-  config.weibull.tail_share = 0.05
+  # Largest distances per class that are fitted: a number as '20', a share of
+  # the class as '5%' (at least 20), or 'auto': the share with which argmax
+  # rejects about scorer.reject_known of the select part.
+  config.weibull.tail = 'auto'
 
   config.scorer = ConfigDict()
   # Classes that OpenMax revises; more than there are means all.
   config.scorer.alpha = 10
-  # What decides: 'argmax', 'half' or 'tpr95'.
-  config.scorer.decision = 'argmax'
+  # What decides: 'argmax', 'half', 'tpr95', 'calibrated' (a threshold that
+  # rejects reject_known of the calibrate part) or 'auto': argmax, unless it
+  # rejects less than half or more than twice of that.
+  config.scorer.decision = 'auto'
+  # Share of known samples that may be rejected.
+  config.scorer.reject_known = 0.02
 
   config.report = ConfigDict()
   # Draw the pictures; without them a report takes a second.

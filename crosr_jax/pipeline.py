@@ -25,6 +25,7 @@ from ml_collections import config_dict
 import crosr_jax
 from crosr_jax import (
   checkpoint,
+  choice,
   counterfactual,
   data,
   features,
@@ -61,11 +62,6 @@ _FORMULAS = {
 _FORMULAS_AUGMENTED = {'gan': 'augmented'}
 # Sections that a workdir is bound to.
 BINDING = ('data', 'model', 'train', 'seed', 'counterfactual')
-_LEAD = (
-  'The scaling and tail share of the recipe "crosr" were first tried against '
-  'the MNIST test unknowns; until they are chosen again from known data alone, '
-  'its figures are a lead, not evidence. "crosr_published" is not concerned.'
-)
 _CONTROL = (
   'A net without laterals reconstructs nothing: in its rows "crosr" and '
   '"crosr_published" the pooled outputs of its blocks stand for the codes. '
@@ -83,6 +79,9 @@ class Scored(NamedTuple):
   notes: list[str]  # what the fits warned of
   scores: dict[str, dict[str, types.Scores]]  # by method, then part
   thresholds: dict[str, float]  # by method, from held-out knowns
+  tail: choice.Tail | None  # how the lead's tail was chosen; None: it was given
+  decision: str  # that is followed, never 'auto'
+  threshold: float  # of the decision, where it needs one
   decided: dict[str, np.ndarray]  # by part: the lead's classes, -1 = unknown
 
   @property
@@ -252,8 +251,8 @@ def _check(config: config_dict.ConfigDict) -> None:
   )
   for name, check in (
     ('counterfactual', counterfactual.check_fields),
-    ('weibull', weibull.check_recipe),
-    ('scorer', scorer.check_fields),
+    ('weibull', choice.check_recipe),
+    ('scorer', choice.check_decision),
   ):
     try:
       check(**config[name])
@@ -321,14 +320,16 @@ def _score(
   parts = {
     name: features.extract(model, variables, image, label)
     for name, image, label in benchmark.parts()
-    if name != 'select'
   }
-  formulas, recipes = _FORMULAS, {'crosr': dict(config.weibull), **PUBLISHED}
+  formulas, recipes, tail = _FORMULAS, PUBLISHED, None
   if config.counterfactual.count:
     formulas, recipes = _FORMULAS_AUGMENTED, {}
     parts = {
       name: counterfactual.split_unknown(found) for name, found in parts.items()
     }
+  else:
+    recipe, tail = _recipe(config, parts, benchmark.class_names)
+    recipes = {'crosr': recipe, **recipes}
   fitted, notes = _fit(parts['train'], benchmark.class_names, recipes)
   scores = {
     name: {
@@ -344,19 +345,61 @@ def _score(
     for name, found in scores.items()
   }
   lead = next(iter(formulas))
+  decision, threshold = _decision(config, scores[lead]['calibrate'])
   decided = {
     part: scorer.decide(
-      found,
-      _closed(parts[part]),
-      decision=config.scorer.decision,
-      threshold=thresholds[lead],
+      found, _closed(parts[part]), decision=decision, threshold=threshold
     )
     for part, found in scores[lead].items()
   }
-  step = int(trained.state.step)
   return Scored(
-    step, formulas, parts, fitted, notes, scores, thresholds, decided
+    step=int(trained.state.step),
+    formulas=formulas,
+    parts=parts,
+    fitted=fitted,
+    notes=notes,
+    scores=scores,
+    thresholds=thresholds,
+    tail=tail,
+    decision=decision,
+    threshold=threshold,
+    decided=decided,
   )
+
+
+def _recipe(
+  config: config_dict.ConfigDict,
+  parts: dict[str, types.Features],
+  class_names: Sequence[str],
+) -> tuple[dict[str, Any], choice.Tail | None]:
+  """The fields of the config's fit, and how the tail was chosen, if it was."""
+  fields = dict(config.weibull)
+  fixed = weibull.parse_tail(fields.pop('tail'))
+  if fixed:
+    return fields | fixed, None
+  with warnings.catch_warnings():
+    # Of tails that are tried; the one that is taken is fitted again.
+    warnings.simplefilter('ignore', UserWarning)
+    tail = choice.tail(
+      parts['train'],
+      parts['select'],
+      reject_known=config.scorer.reject_known,
+      class_names=class_names,
+      **fields,
+    )
+  return {**fields, 'tail_share': tail.share}, tail
+
+
+def _decision(
+  config: config_dict.ConfigDict, held_out: types.Scores
+) -> tuple[str, float]:
+  """The decision that is followed, and its threshold."""
+  decision, reject_known = config.scorer.decision, config.scorer.reject_known
+  if decision == 'auto':
+    rejected = float(np.mean(held_out.prediction == types.UNKNOWN))
+    decision = choice.decision(rejected, reject_known)
+  tpr = 0.95 if decision == 'tpr95' else 1.0 - reject_known
+  return decision, metrics.threshold_at_tpr(held_out.unknown_score, tpr)
 
 
 def _fit(
@@ -419,7 +462,8 @@ def _result(
       part: float(np.mean(scored.decided[part] == types.UNKNOWN))
       for part in ('train', 'calibrate', 'test')
     },
-    'decision': config.scorer.decision,
+    'decision': scored.decision,
+    'tail_choice': scored.tail and scored.tail._asdict(),
     'activation_width': len(recipe.dead) if recipe else None,
     'dead_coordinates': int(recipe.dead.sum()) if recipe else None,
     'tail_count': {
@@ -427,7 +471,7 @@ def _result(
     },
     **({'counterfactual': _generated(generated, trained)} if generated else {}),
     'notes': [
-      *([_LEAD] if recipe else []),
+      *_promise(config, scored),
       *([_CONTROL] if recipe and config.model.lateral == 'none' else []),
       *([] if benchmark.unknown else ['No unknown set was scored.']),
       duplicates.told(repeated),
@@ -437,6 +481,22 @@ def _result(
       name: _against(benchmark, name, scored) for name in benchmark.unknown
     },
   }
+
+
+def _promise(config: config_dict.ConfigDict, scored: Scored) -> list[str]:
+  """What to know where argmax does not reject what was asked for."""
+  if scored.tail is None or config.scorer.decision == 'half':
+    return []
+  wanted = config.scorer.reject_known
+  found = scored.scores[scored.lead]['calibrate'].prediction
+  rejected = float(np.mean(found == types.UNKNOWN))
+  if choice.decision(rejected, wanted) == 'argmax':
+    return []
+  return [
+    f'No tail makes argmax reject {wanted:.1%} of known samples: the best, '
+    f'{scored.tail.share:.1%} of each class, rejects {rejected:.1%} of those '
+    'held out for thresholds. The decision "calibrated" keeps to it.'
+  ]
 
 
 def _generated(found: counterfactual.Generated, trained: loop.Trained) -> dict:
@@ -505,7 +565,8 @@ def _model_info(
     # One more than there are classes where unknown has a logit of its own.
     'num_outputs': len(benchmark.class_names)
     + bool(config.counterfactual.count),
-    'decision': config.scorer.decision,
+    'decision': scored.decision,
+    'threshold': scored.threshold,
     'alpha': config.scorer.alpha,
     'thresholds': scored.thresholds,
     'source_step': scored.step,
@@ -557,6 +618,7 @@ def _material(
     decided=scored.decided,
     reconstruct=reconstruct,
     generated=shown,
+    tail=scored.tail,
   )
 
 

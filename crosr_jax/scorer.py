@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crosr_jax import types
+from crosr_jax import types, weibull
 
 Array = jax.Array
 
-DECISIONS = ('argmax', 'half', 'tpr95')
+DECISIONS = ('argmax', 'half', 'tpr95', 'calibrated')
 
 # Log-odds beyond it go on logarithmically, so that float32 neither overflows
 # nor ties; up there the two scales meet to less than one ulp.
@@ -41,9 +41,10 @@ class Method(NamedTuple):
 METHODS = {
   'softmax': Method((), True),
   'max_logit': Method((), False),
+  'energy': Method((), False),
   'openmax': Method(('logits',), True),
   'crosr_y': Method(('logits',), True),
-  'crosr': Method(('joint',), True),
+  'crosr': Method(('joint', 'evidence'), True),
   'augmented': Method((), True, 'joint'),
 }
 
@@ -58,6 +59,8 @@ class _Fitted(NamedTuple):
   loc: types.Array  # [K]
   scale: types.Array  # [K]
   one: types.Array  # [K] loc + scale: the distance where the CDF is 1 - 1/e
+  part_mean: types.Array  # [2] of 'evidence'
+  part_unit: types.Array  # [2] 1 / part_deviation
 
 
 def score(
@@ -71,9 +74,10 @@ def score(
 
   Args:
     features: of any net.
-    model: from `weibull.fit`; 'softmax', 'max_logit' and 'augmented' need
-      none.
-    method: 'softmax', 'max_logit', 'openmax' (Bendale and Boult 2016),
+    model: from `weibull.fit`; 'softmax', 'max_logit', 'energy' and 'augmented'
+      need none.
+    method: 'softmax', 'max_logit' (Vaze et al. 2022), 'energy' (-log sum exp of
+      the logits, Liu et al. 2020), 'openmax' (Bendale and Boult 2016),
       'crosr' (Yoshihashi et al. 2019), 'crosr_y' (its formula on logits
       alone, which the authors' release calls OpenMax) or 'augmented': of a net
       that was trained with unknowns as class K (Neal et al. 2018), whose last
@@ -101,7 +105,11 @@ def score(
       f'got width {a.shape[1] - num_classes}'
     )
   program = functools.partial(
-    _program, method=method, alpha=min(alpha, num_classes), k=num_classes
+    _program,
+    method=method,
+    alpha=min(alpha, num_classes),
+    k=num_classes,
+    width=_width_of_evidence(features, model),
   )
   probability, unknown_score = _by_blocks(program, a, fitted, num_classes)
   if not np.isfinite(unknown_score).all():
@@ -133,7 +141,10 @@ def distances(
 ) -> np.ndarray:
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
   a = _vector(features, model.vector, model)
-  (result,) = _by_blocks(_distance_program, a, _float32(model), len(model.mav))
+  program = functools.partial(
+    _distance_program, width=_width_of_evidence(features, model)
+  )
+  (result,) = _by_blocks(program, a, _float32(model), len(model.mav))
   return result
 
 
@@ -150,9 +161,10 @@ def decide(
     scores: N rows.
     closed_prediction: argmax of the logits, [N].
     decision: 'argmax' of the K + 1 probabilities; 'half': the class with
-      p >= 0.5, unknown where there is none; 'tpr95': unknown where the
-      unknown score is above `threshold`, else the closed-set class.
-    threshold: chosen on held-out known samples.
+      p >= 0.5, unknown where there is none; 'tpr95' and 'calibrated': unknown
+      where the unknown score is above `threshold`, else the closed-set class.
+    threshold: chosen on held-out known samples, to keep 95 % of them or all but
+      the share that was asked for.
 
   Raises:
     ValueError: for an unknown decision.
@@ -169,50 +181,76 @@ def decide(
   return np.where(accepted, known, types.UNKNOWN).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('method', 'alpha', 'k'))
+@functools.partial(jax.jit, static_argnames=('method', 'alpha', 'k', 'width'))
 def _program(
-  a: Array, fitted: _Fitted | None, *, method: str, alpha: int, k: int
+  a: Array,
+  fitted: _Fitted | None,
+  *,
+  method: str,
+  alpha: int,
+  k: int,
+  width: int | None,
 ) -> tuple[Array, Array]:
   """[B, D] -> probability [B, K+1], unknown_score [B]."""
   logits = a[:, :k]
   if method == 'softmax':
     return _softmax(logits)
-  if method == 'max_logit':
-    closed = jax.nn.softmax(logits, axis=1)
-    return jnp.pad(closed, ((0, 0), (0, 1))), -logits.max(axis=1)
+  if method in ('max_logit', 'energy'):
+    closed = jnp.pad(jax.nn.softmax(logits, axis=1), ((0, 0), (0, 1)))
+    if method == 'max_logit':
+      return closed, -logits.max(axis=1)
+    return closed, -jax.nn.logsumexp(logits, axis=1)
   if method == 'augmented':
     against = jax.nn.logsumexp(logits, axis=1)
     return jax.nn.softmax(a, axis=1), a[:, k] - against
   assert fitted is not None
-  d = _distances(a, fitted)
+  d = _distances(a, fitted, width)
   if method == 'openmax':
     return _openmax(logits, _log_power(d, fitted), alpha)
   return _crosr(logits, d, fitted)
 
 
-@jax.jit
-def _distance_program(a: Array, fitted: _Fitted) -> tuple[Array]:
-  return (_distances(a, fitted),)
+@functools.partial(jax.jit, static_argnames=('width',))
+def _distance_program(
+  a: Array, fitted: _Fitted, *, width: int | None
+) -> tuple[Array]:
+  return (_distances(a, fitted, width),)
 
 
-def _distances(a: Array, fitted: _Fitted) -> Array:
-  """[B, D] -> [B, K]."""
+def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
+  """[B, D] -> [B, K]; width: of the latent in 'evidence', None = a norm."""
   x = (a - fitted.center[None, :]) * fitted.unit[None, :]
-  if fitted.mav.size <= _DIRECT:
-    difference = x[:, None, :] - fitted.mav[None, :, :]
+  if width is None:
+    return _norms(x, fitted.mav)
+  # As in weibull.py: own logit, code and, where there is one, error.
+  k = len(fitted.mav)
+  own = jnp.diagonal(fitted.mav)[None, :] - x[:, :k]
+  square = jnp.square(jnp.maximum(own, 0.0))
+  for i, columns in enumerate((slice(k, k + width), slice(k + width, None))):
+    if x[:, columns].shape[1]:
+      norm = _norms(x[:, columns], fitted.mav[:, columns])
+      above = (norm - fitted.part_mean[i]) * fitted.part_unit[i]
+      square = square + jnp.square(jnp.maximum(above, 0.0))
+  return jnp.sqrt(square)
+
+
+def _norms(x: Array, mav: Array) -> Array:
+  """Norms of x [B, D] less each of mav [K, D], [B, K]."""
+  if mav.size <= _DIRECT:
+    difference = x[:, None, :] - mav[None, :, :]
     return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2))
-  product = jnp.matmul(x, fitted.mav.T, precision=jax.lax.Precision.HIGHEST)
+  product = jnp.matmul(x, mav.T, precision=jax.lax.Precision.HIGHEST)
   square = (
     jnp.sum(jnp.square(x), axis=1, keepdims=True)
-    + jnp.sum(jnp.square(fitted.mav), axis=1)[None, :]
+    + jnp.sum(jnp.square(mav), axis=1)[None, :]
     - 2.0 * product
   )
   # What is left of two large squares near a class mean has few true digits.
   _, nearest = jax.lax.top_k(-square, min(_NEAREST, square.shape[1]))
   exact = jax.lax.map(
-    lambda i: jnp.sum(jnp.square(x - fitted.mav[i]), axis=1), nearest.T
+    lambda i: jnp.sum(jnp.square(x - mav[i]), axis=1), nearest.T
   )
-  row = jnp.arange(len(a), dtype=nearest.dtype)[:, None]
+  row = jnp.arange(len(x), dtype=nearest.dtype)[:, None]
   return jnp.sqrt(jnp.maximum(square.at[row, nearest].set(exact.T), 0.0))
 
 
@@ -334,18 +372,26 @@ def _float32(model: types.WeibullModel) -> _Fitted:
   center = model.mav.mean(axis=0).astype(np.float32)
   unit = (1.0 / model.feature_scale).astype(np.float32)
   mav = (model.mav - center) * unit
-  arrays = (mav, model.shape, model.loc, model.scale, model.loc + model.scale)
+  arrays = (
+    *(mav, model.shape, model.loc, model.scale, model.loc + model.scale),
+    *(model.part_mean, 1.0 / model.part_deviation),
+  )
   return _Fitted(center, unit, *(x.astype(np.float32) for x in arrays))
+
+
+def _width_of_evidence(
+  features: types.Features, model: types.WeibullModel | None
+) -> int | None:
+  if model is None or model.vector != 'evidence':
+    return None
+  return np.shape(features.latent)[1]
 
 
 def _vector(
   features: types.Features, vector: str, model: types.WeibullModel | None
 ) -> np.ndarray:
   """The activation vectors, [N, D] float32."""
-  parts = [np.asarray(features.logits, np.float32)]
-  if vector == 'joint':
-    parts.append(np.asarray(features.latent, np.float32))
-  a = np.concatenate(parts, axis=1)
+  a = weibull.activation_vector(features, vector, np.float32)
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
     raise types.UserError(
@@ -358,6 +404,6 @@ def _vector(
   if model is not None and (k, a.shape[1]) != model.mav.shape:
     raise types.UsageError(
       f'the model knows {model.mav.shape[0]} classes and vectors of width '
-      f'{model.mav.shape[1]}, the features have {k} and {a.shape[1]}'
+      f'{model.mav.shape[1]} ({vector}), the features have {k} and {a.shape[1]}'
     )
   return a

@@ -77,11 +77,14 @@ class Features(NamedTuple):
 class WeibullModel(NamedTuple):
   """A class mean and a Weibull on the largest distances to it, per class.
 
-  distance = norm((a - mav) / feature_scale), a = activation vector;
+  distance = norm((a - mav) / feature_scale), a = activation vector, but for
+  'evidence', see weibull.py;
   cdf(d) = 1 - exp(-((d - loc) / scale)**shape), and 0 below loc.
   """
 
-  vector: str  # what `a` is: 'logits' or 'joint' (logits and latent)
+  # What `a` is: 'logits', 'joint' (logits and latent) or 'evidence' (logits,
+  # latent and the logarithm of the reconstruction error, where there is one).
+  vector: str
   feature_scale: np.ndarray  # [D] float64
   mav: np.ndarray  # [K, D] float64, mean activation vectors
   shape: np.ndarray  # [K] float64
@@ -89,6 +92,11 @@ class WeibullModel(NamedTuple):
   scale: np.ndarray  # [K] float64
   tail_count: np.ndarray  # [K] int64, distances each tail was fitted on
   dead: np.ndarray  # [D] bool, coordinates (nearly) constant in training
+  # Of 'evidence' alone: mean and deviation of what training samples have as
+  # distance of their code and of their error, float64; a deviation of infinity
+  # where there is no such part.
+  part_mean: np.ndarray = np.zeros(2)
+  part_deviation: np.ndarray = np.full(2, np.inf)
 
 
 class Scores(NamedTuple):

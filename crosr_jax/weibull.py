@@ -4,24 +4,38 @@ N samples, K known classes, D activation width, L latent width.
 
 Features of any net will do: `fit` takes arrays, `fit_stream` takes them block
 by block. Source of the recipe: CROSR, section 3, and LibMR's `fit_high`.
+
+The published distance counts every deviation from a class mean, a logit higher
+than usual too, and lets a hundred coordinates of the codes drown what little
+else there is. The vector 'evidence', this project's own, asks three questions
+instead, each in deviations of the class's training samples, and takes the norm
+of those answers that are above 0:
+
+  how far the class's own logit is below its mean,
+  how much farther the code is from the class mean than codes usually are,
+  how much farther the log reconstruction error is from the class's usual one,
+  on either side, than errors usually are.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from crosr_jax import types
 
-VECTORS = ('logits', 'joint')
+VECTORS = ('logits', 'joint', 'evidence')
 SCALINGS = ('none', 'std', 'within_class')
 # A tail taken as a share of its class holds at least this many distances.
 SMALLEST_SHARED_TAIL = 20
 # Below this share of its block's deviation a coordinate counts as dead.
 DEAD_SHARE = 1e-3
+# Errors below it are taken as equal to it before the logarithm.
+SMALLEST_ERROR = 1e-12
 
 Blocks = Callable[[], Iterable[types.Features]]
+_Correct = Iterable[tuple[np.ndarray, np.ndarray, tuple[int, int]]]
 
 
 def fit(
@@ -31,13 +45,16 @@ def fit(
   scaling: str = 'none',
   tail_size: int = 0,
   tail_share: float = 0.0,
+  tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
 ) -> types.WeibullModel:
   """Fits class means and tails on the correctly classified samples.
 
   Args:
     features: of known training samples, N rows; net in evaluation mode.
-    vector: 'logits', or 'joint' for logits and latent side by side.
+    vector: 'logits', 'joint' for logits and latent side by side, or 'evidence'
+      for own logit, code and reconstruction error, as above; parts that the
+      features lack are left out.
     scaling: what a coordinate is divided by: 'none', 'std' (its deviation
       over all correct samples) or 'within_class' (pooled, around the class
       means). Dead coordinates, those below 1e-3 of the median deviation in
@@ -45,6 +62,9 @@ def fit(
       of them can decide alone.
     tail_size: number of largest distances per class; 0 = use `tail_share`.
     tail_share: share of the class instead, at least 20; 0 = use `tail_size`.
+    tail_features: of other known samples, whose distances make the tails:
+      held-out ones where the net fits its training samples too closely; None
+      = those of `features`.
     class_names: what errors and warnings call the classes; default 0..K-1.
 
   Returns:
@@ -60,6 +80,7 @@ def fit(
     scaling=scaling,
     tail_size=tail_size,
     tail_share=tail_share,
+    tail_blocks=None if tail_features is None else lambda: [tail_features],
     class_names=class_names,
   )
 
@@ -71,6 +92,7 @@ def fit_stream(
   scaling: str = 'none',
   tail_size: int = 0,
   tail_share: float = 0.0,
+  tail_blocks: Blocks | None = None,
   class_names: Sequence[str] = (),
 ) -> types.WeibullModel:
   """`fit` for features that come in blocks.
@@ -78,12 +100,14 @@ def fit_stream(
   Memory is O(K D + the tails), whatever N is.
 
   Args:
-    blocks: called for each pass (class sums, then tails; scaling adds one
-      between), returns the same blocks of Features every time.
+    blocks: called for each pass (class sums, then tails; scaling and
+      'evidence' add one each between), returns the same blocks of Features
+      every time.
     vector: see `fit`.
     scaling: see `fit`.
     tail_size: see `fit`.
     tail_share: see `fit`.
+    tail_blocks: blocks of tail_features, see `fit`; called twice.
     class_names: see `fit`.
 
   Returns:
@@ -95,14 +119,20 @@ def fit_stream(
   check_recipe(
     vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
   )
-  count, mav = _class_means(blocks, vector)
+  count, mav, width = _class_means(blocks, vector)
   _check_counts(count, class_names)
-  scale, dead = _feature_scale(blocks, vector, scaling, count, mav)
+  scale, dead = _feature_scale(blocks, vector, scaling, count, mav, width)
+  space = _Space(vector, mav, scale, width)
+  if vector == 'evidence':
+    space = space.with_usual(_correct(blocks, vector))
+  if tail_blocks is not None:
+    blocks, count = tail_blocks, _counts(tail_blocks, vector, mav)
+    _check_counts(count, class_names)
   wanted = _tail_counts(count, tail_size, tail_share)
   kept = np.minimum(wanted, count)
   tails = _Tails(kept)
   for a, label, _ in _correct(blocks, vector):
-    tails.add(label, np.linalg.norm((a - mav[label]) / scale, axis=1))
+    tails.add(label, space.distance(a, label))
   _warn_short(wanted, count, class_names)
   shape, loc, tail_scale = _maximum_likelihood(
     tails.padded(), kept, class_names=class_names
@@ -116,6 +146,8 @@ def fit_stream(
     scale=tail_scale,
     tail_count=kept,
     dead=dead,
+    part_mean=space.part_mean,
+    part_deviation=space.part_deviation,
   )
 
 
@@ -201,13 +233,81 @@ def cdf(
     return -np.expm1(-np.exp(shape * np.log1p(np.maximum(x, -1.0))))
 
 
-def activation_vector(features: types.Features, vector: str) -> np.ndarray:
-  """[N, D] float64: logits, or logits and latent side by side."""
-  logits = np.asarray(features.logits, np.float64)
-  if vector == 'logits':
-    return logits
-  latent = np.asarray(features.latent, np.float64)
-  return np.concatenate([logits, latent], axis=1)
+def parse_tail(tail: str) -> dict[str, Any]:
+  """'20' -> {'tail_size': 20}, '5%' -> {'tail_share': 0.05}, 'auto' -> {}.
+
+  Raises:
+    UsageError: for anything else.
+  """
+  if tail == 'auto':
+    return {}
+  try:
+    if tail.endswith('%'):
+      return {'tail_share': float(tail[:-1]) / 100}
+    return {'tail_size': int(tail)}
+  except (AttributeError, ValueError):
+    raise types.UsageError(
+      "tail must be 'auto', a number of samples as '20' or a share of the "
+      f"class as '5%', got {tail!r}"
+    ) from None
+
+
+def activation_vector(
+  features: types.Features, vector: str, dtype: Any = np.float64
+) -> np.ndarray:
+  """[N, D]: what `vector` names, side by side."""
+  parts = [np.asarray(features.logits, dtype)]
+  if vector != 'logits':
+    parts.append(np.asarray(features.latent, dtype))
+  if vector == 'evidence' and len(features.reconstruction_error):
+    error = np.asarray(features.reconstruction_error, np.float64)
+    log_error = np.log(np.maximum(error, SMALLEST_ERROR))
+    parts.append(log_error[:, None].astype(dtype))
+  return np.concatenate(parts, axis=1)
+
+
+class _Space(NamedTuple):
+  """Where distances of samples to the mean of their own class are taken."""
+
+  vector: str
+  mav: np.ndarray  # [K, D]
+  scale: np.ndarray  # [D]
+  width: int  # L, of the latent
+  part_mean: np.ndarray = np.zeros(2)
+  part_deviation: np.ndarray = np.full(2, np.inf)
+
+  def with_usual(self, correct: '_Correct') -> '_Space':
+    """The same with mean and deviation of the parts of training samples."""
+    count, total, square = 0, np.zeros(2), np.zeros(2)
+    for a, label, _ in correct:
+      parts = self._parts((a - self.mav[label]) / self.scale)
+      count += len(parts)
+      total += parts.sum(axis=0)
+      square += np.square(parts).sum(axis=0)
+    mean = total / count
+    variance = square / count - np.square(mean)
+    # What never moves, up to rounding, tells nothing.
+    moves = variance > 1e-12 * np.square(mean)
+    deviation = np.sqrt(np.where(moves, variance, np.inf))
+    return self._replace(part_mean=mean, part_deviation=deviation)
+
+  def distance(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """[N, D] and classes [N] -> [N]."""
+    x = (a - self.mav[label]) / self.scale
+    if self.vector != 'evidence':
+      return np.linalg.norm(x, axis=1)
+    own = -x[np.arange(len(x)), label]
+    parts = (self._parts(x) - self.part_mean) / self.part_deviation
+    above = np.maximum(np.column_stack([own, parts]), 0.0)
+    return np.linalg.norm(above, axis=1)
+
+  def _parts(self, x: np.ndarray) -> np.ndarray:
+    """Distance of code and of error, [N, 2]; 0 where there is none."""
+    first = len(self.mav)
+    code, error = np.split(x[:, first:], [self.width], axis=1)
+    return np.column_stack(
+      [np.linalg.norm(part, axis=1) for part in (code, error)]
+    )
 
 
 class _Tails:
@@ -256,10 +356,8 @@ def _largest(rows: Any, size: np.ndarray) -> np.ndarray:
   return tail
 
 
-def _correct(
-  blocks: Blocks, vector: str
-) -> Iterable[tuple[np.ndarray, np.ndarray, int]]:
-  """Vectors and labels of the correctly classified, by block, and K."""
+def _correct(blocks: Blocks, vector: str) -> '_Correct':
+  """Vectors and labels of the correctly classified, by block; K and L."""
   for features in blocks():
     _check_features(features)
     label = np.asarray(features.label)
@@ -267,14 +365,19 @@ def _correct(
     right = np.argmax(logits, axis=1) == label
     a = activation_vector(features, vector)
     _check_finite(a, 'features')
-    yield a[right], label[right].astype(np.int64), logits.shape[1]
+    sizes = logits.shape[1], np.shape(features.latent)[1]
+    yield a[right], label[right].astype(np.int64), sizes
 
 
-def _class_means(blocks: Blocks, vector: str) -> tuple[np.ndarray, np.ndarray]:
-  """Correct samples per class, [K], and their means, [K, D]."""
+def _class_means(
+  blocks: Blocks, vector: str
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Correct samples per class, [K], their means, [K, D], and L."""
   count, total, shift = np.zeros(0, np.int64), np.zeros((0, 0)), np.zeros(0)
-  for a, label, num_classes in _correct(blocks, vector):
+  width = 0
+  for a, label, (num_classes, latent_width) in _correct(blocks, vector):
     if not len(count):
+      width = latent_width
       # Sums around the first block's mean keep their digits at any offset.
       shift = a.mean(axis=0) if len(a) else np.zeros(a.shape[1])
       count = np.zeros(num_classes, np.int64)
@@ -283,7 +386,20 @@ def _class_means(blocks: Blocks, vector: str) -> tuple[np.ndarray, np.ndarray]:
     total += _sum_by_class(label, a - shift, num_classes)
   if not len(count):
     raise types.UserError('no features to fit on: there is no block')
-  return count, shift + total / np.maximum(count, 1)[:, None]
+  return count, shift + total / np.maximum(count, 1)[:, None], width
+
+
+def _counts(blocks: Blocks, vector: str, mav: np.ndarray) -> np.ndarray:
+  """Correct samples per class of blocks other than those of the means, [K]."""
+  count = np.zeros(len(mav), np.int64)
+  for a, label, (num_classes, _) in _correct(blocks, vector):
+    if (num_classes, a.shape[1]) != mav.shape:
+      raise types.UsageError(
+        f'tail_features have {num_classes} classes and vectors of width '
+        f'{a.shape[1]}, features {mav.shape[0]} and {mav.shape[1]}'
+      )
+    count += np.bincount(label, minlength=num_classes)
+  return count
 
 
 def _sum_by_class(
@@ -303,6 +419,7 @@ def _feature_scale(
   scaling: str,
   count: np.ndarray,
   mav: np.ndarray,
+  latent_width: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """What each coordinate is divided by, [D], and which are dead, [D]."""
   num_classes, width = mav.shape
@@ -312,7 +429,8 @@ def _feature_scale(
   within, overall = _deviations(blocks, vector, count, mav)
   chosen = overall if scaling == 'std' else within
   unit = 1.0
-  for block in (slice(0, num_classes), slice(num_classes, width)):
+  end = num_classes + latent_width
+  for block in (slice(num_classes), slice(num_classes, end), slice(end, width)):
     moving = overall[block][overall[block] > 0]
     # The median: one wild coordinate must not make the others look dead. A
     # block that never moves takes the unit of the logits.
@@ -437,6 +555,12 @@ def _check_features(features: types.Features) -> None:
       'features need one row per sample in each part, got '
       f'{logits[0]}, {latent[0]} and {label[0]} rows'
     )
+  error = np.asarray(features.reconstruction_error)
+  if (error.size and error.shape != label) or np.any(error < 0):
+    raise types.UsageError(
+      'reconstruction_error needs one number of at least 0 per sample, or none '
+      f'at all, got shape {error.shape} for {label[0]} samples'
+    )
   if label[0] and np.max(features.label) >= logits[1]:
     raise types.UsageError(
       f'label {np.max(features.label)} is out of range for logits of '
@@ -461,7 +585,7 @@ def _check_counts(count: np.ndarray, class_names: Sequence[str] = ()) -> None:
   for k in np.flatnonzero(count < 2):
     raise types.UserError(
       f'class {_name(k, class_names)}: {count[k]} correctly classified '
-      'training samples, at least 2 are needed to fit its tail; train longer, '
+      'samples, at least 2 are needed to fit its tail; train longer, '
       'add samples or drop the class'
     )
 

@@ -190,6 +190,8 @@ def test_softmax_by_hand():
     scores.probability, [[0.6, 0.3, 0.1, 0]], atol=1e-6
   )
   np.testing.assert_allclose(scores.unknown_score, -np.log(6), rtol=1e-6)
+  scores = scorer.score(features, method='energy')
+  np.testing.assert_allclose(scores.unknown_score, -np.log(10), rtol=1e-6)
 
 
 def test_crosr_by_hand():
@@ -263,6 +265,7 @@ def test_decisions():
     ('argmax', [0, 0, -1]),
     ('half', [0, -1, -1]),
     ('tpr95', [0, 1, -1]),
+    ('calibrated', [0, 1, -1]),
   ):
     found = scorer.decide(scores, closed, decision=decision, threshold=1.0)
     assert list(found) == expected
@@ -291,7 +294,7 @@ def test_bad_features():
   with pytest.raises(ValueError, match='features of sample 3 are not finite'):
     scorer.score(features, model)
   narrow = _problem(0, width=6)[0]
-  with pytest.raises(ValueError, match='width 12, the features have 5 and 11'):
+  with pytest.raises(ValueError, match=r'width 12 \(joint\).* have 5 and 11'):
     scorer.score(narrow, model)
 
 

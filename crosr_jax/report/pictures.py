@@ -11,6 +11,7 @@ from crosr_jax.report import (
   matrices,
   sheets,
   style,
+  tail,
   threshold,
   training,
 )
@@ -22,6 +23,7 @@ NAMES = (
   'unknown_scores',
   'roc',
   'f1_threshold',
+  'tail',
   'map',
   'reconstructions',
   'counterfactuals',
@@ -58,6 +60,7 @@ def _makers(
   yield 'samples', lambda rng: sheets.samples(material, rng)
   yield 'training', lambda _: training.training(material)
   yield 'reconstructions', lambda rng: sheets.reconstructions(material, rng)
+  yield 'tail', lambda _: tail.tail(material)
   yield 'counterfactuals', lambda rng: sheets.counterfactuals(material, rng)
   if not material_lib.unknown_names(material):
     return

@@ -1,0 +1,134 @@
+"""Chooses tail and decision from known samples alone.
+
+The tail is what users of OpenMax and of CROSR are left alone with: 20 samples
+by custom, whatever the class size. What it decides is how many known samples
+the largest probability rejects. So that share is what one is asked for here,
+and the tail follows:
+
+  tail: of SHARES, the one with which the argmax over K + 1 probabilities
+    rejects the share of held-out known samples that is nearest to
+    `reject_known`; the smallest of equals.
+  decision: 'argmax', unless even so it rejects less than half or more than
+    twice of `reject_known` of other held-out samples: then the threshold of
+    the unknown score that keeps all but `reject_known` of them.
+
+A Weibull's median tells what to expect: if held-out samples are as far out as
+those fitted, a tail share of s rejects s / 2.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from crosr_jax import scorer, types, weibull
+
+# Twelve a decade apart would tell no more: neighbours differ by less than the
+# count of 2,500 held-out samples does by chance.
+SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4)
+DECISIONS = (*scorer.DECISIONS, 'auto')
+# Beyond these times `reject_known`, argmax does not keep what was asked for.
+TOLERATED = (0.5, 2.0)
+
+
+class Tail(NamedTuple):
+  """A tail share, and what all others would have rejected."""
+
+  share: float
+  reject_known: float  # what was asked for
+  shares: tuple[float, ...]  # that were tried, T
+  train: tuple[float, ...]  # share of training samples that each rejects
+  held_out: tuple[float, ...]  # the same of held-out ones, which decide
+  num_held_out: int
+
+
+def tail(
+  train: types.Features,
+  held_out: types.Features,
+  *,
+  reject_known: float,
+  vector: str,
+  scaling: str,
+  tail_features: types.Features | None = None,
+  class_names: Sequence[str] = (),
+) -> Tail:
+  """Chooses the tail share for CROSR's probabilities.
+
+  Args:
+    train: known training samples.
+    held_out: known samples that the net was not trained on.
+    reject_known: share of known samples to be rejected, in (0, 0.5).
+    vector: see `weibull.fit`.
+    scaling: see `weibull.fit`.
+    tail_features: see `weibull.fit`.
+    class_names: see `weibull.fit`.
+
+  Raises:
+    UserError: where there is no held-out sample, and as `weibull.fit`.
+  """
+  check_reject_known(reject_known)
+  if not len(held_out.label):
+    raise types.UserError(
+      "tail 'auto' is chosen on held-out known samples, there are none; raise "
+      'data.select_share, or give the tail as a number or a share'
+    )
+  rejected = []
+  for share in SHARES:
+    model = weibull.fit(
+      train,
+      vector=vector,
+      scaling=scaling,
+      tail_share=share,
+      tail_features=tail_features,
+      class_names=class_names,
+    )
+    rejected.append(
+      [
+        float(np.mean(scorer.score(x, model).prediction == types.UNKNOWN))
+        for x in (train, held_out)
+      ]
+    )
+  of_train, of_held_out = zip(*rejected, strict=True)
+  away = np.abs(np.asarray(of_held_out) - reject_known)
+  # argmin takes the first, the smallest, of equals.
+  share = SHARES[int(np.argmin(away))]
+  return Tail(
+    share, reject_known, SHARES, of_train, of_held_out, len(held_out.label)
+  )
+
+
+def decision(rejected: float, reject_known: float) -> str:
+  """'argmax' where it rejects about what was asked for, else 'calibrated'.
+
+  Args:
+    rejected: share of held-out samples that argmax rejects; not those the tail
+      was chosen on.
+    reject_known: what was asked for.
+  """
+  check_reject_known(reject_known)
+  low, high = (factor * reject_known for factor in TOLERATED)
+  return 'argmax' if low <= rejected <= high else 'calibrated'
+
+
+def check_recipe(*, vector: str, scaling: str, tail: str) -> None:
+  """Raises a UsageError for config.weibull, before there are features."""
+  fixed = weibull.parse_tail(tail) or {'tail_share': SHARES[0]}
+  weibull.check_recipe(vector=vector, scaling=scaling, **fixed)
+  if vector == 'logits':
+    raise types.UsageError(
+      "the recipe's vector must be 'joint' or 'evidence', got 'logits'; the "
+      "report's row crosr_y has that"
+    )
+
+
+def check_decision(*, alpha: int, decision: str, reject_known: float) -> None:
+  """Raises a UsageError for config.scorer, before there are features."""
+  types.check_choice('decision', decision, DECISIONS)
+  check_reject_known(reject_known)
+  scorer.check_fields(alpha=alpha)
+
+
+def check_reject_known(value: float) -> None:
+  """Raises a UsageError for a share that cannot be asked for."""
+  if not 0 < value < 0.5:
+    raise types.UsageError(f'reject_known must be in (0, 0.5), got {value}')

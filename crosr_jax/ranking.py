@@ -1,0 +1,302 @@
+"""Ranks recipes on stand-ins for unknowns; no test sample is ever looked at.
+
+A net is trained on a part of the known classes. The held-out classes' samples
+are near unknowns; images made of known ones (data/standins.py) are far ones.
+Known samples are of the select and calibrate parts: the net was trained on
+neither, and the calibrate part chose nothing.
+"""
+
+import functools
+import json
+import logging
+import pathlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import config_dict
+from sklearn import covariance, neighbors
+
+from crosr_jax import (
+  data,
+  features,
+  files,
+  metrics,
+  models,
+  pipeline,
+  scorer,
+  train,
+  types,
+  weibull,
+)
+from crosr_jax.data import splits, standins
+
+NEAR = 'held_out'
+_NEIGHBOURS = 20
+
+# By name: what is fitted, for CROSR's probabilities.
+RECIPES: dict[str, dict[str, Any]] = {
+  'published': pipeline.PUBLISHED['crosr_published'],
+  'joint, within_class': {
+    'vector': 'joint', 'scaling': 'within_class', 'tail_share': 0.05,
+  },
+  'evidence': {
+    'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.05,
+  },
+  'evidence, std': {'vector': 'evidence', 'scaling': 'std', 'tail_share': 0.05},
+  'evidence, tail 1%': {
+    'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.01,
+  },
+  'evidence, tail 20%': {
+    'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.2,
+  },
+}  # fmt: skip
+_EVIDENCE = RECIPES['evidence']
+
+
+def run(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  data_dir: pathlib.Path,
+  *,
+  hold_out: int,
+  folds: int,
+) -> dict:
+  """Trains a net per fold, scores every candidate, and writes the ranking.
+
+  Args:
+    config: as configs/common.py has it; of its class splits, the one that is
+      named.
+    workdir: of the nets and of ranking.json and ranking.md; a net that is
+      finished is not trained again.
+    data_dir: where prepared data sets are.
+    hold_out: known classes that are kept back in each fold.
+    folds: different sets of them, drawn by splits.distinct.
+
+  Returns:
+    What ranking.json holds.
+
+  Raises:
+    UserError: where a field cannot be used.
+  """
+  pipeline.check_sections(config)
+  num_classes = len(_load(config, (), data_dir).class_names)
+  known = _known_classes(config, num_classes)
+  if not 2 <= hold_out <= len(known) - 2:
+    raise types.UsageError(
+      f'--hold_out={hold_out}: of {len(known)} known classes, 2 to '
+      f'{len(known) - 2} can be held out'
+    )
+  drawn = splits.distinct(len(known), len(known) - hold_out, folds, seed=0)
+  found = []
+  for i, positions in enumerate(drawn):
+    kept = [known[k] for k in positions]
+    held = [k for k in known if k not in kept]
+    logging.info('fold %d of %d: classes %s kept back', i + 1, folds, held)
+    benchmark, near = (
+      _load(config, splits.others(some, num_classes), data_dir)
+      for some in (kept, held)
+    )
+    parts, accuracy = _parts(config, benchmark, near, workdir / f'fold{i}')
+    found.append(
+      {
+        'trained_on': kept,
+        'held_out': held,
+        'select_accuracy': accuracy,
+        'auroc': _rank(parts),
+      }
+    )
+  result = {'config': config.to_dict(), 'folds': found, **_means(found)}
+  files.write_text(workdir / 'ranking.json', json.dumps(result, indent=2))
+  files.write_text(workdir / 'ranking.md', table(result))
+  return result
+
+
+def table(result: dict) -> str:
+  """The ranking in Markdown."""
+  names = list(next(iter(result['mean'].values())))
+  lines = [
+    f'| AUROC, mean of {len(result["folds"])} | ' + ' | '.join(names) + ' |',
+    '|---' * (len(names) + 1) + '|',
+  ]
+  lines += [
+    f'| {candidate} | ' + ' | '.join(f'{row[n]:.4f}' for n in names) + ' |'
+    for candidate, row in result['mean'].items()
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def candidates(
+  train_part: types.Features,
+) -> dict[str, Callable[[types.Features], np.ndarray]]:
+  """Unknown scores by name: features of N samples -> [N]."""
+  rows: dict[str, Callable] = {
+    method: functools.partial(_unknown_score, model=None, method=method)
+    for method in ('softmax', 'max_logit', 'energy')
+  }
+  for name in ('openmax', 'crosr_y'):
+    model = weibull.fit(train_part, **pipeline.PUBLISHED[name])
+    rows[name] = functools.partial(_unknown_score, model=model, method=name)
+  for name, fields in RECIPES.items():
+    model = weibull.fit(train_part, **fields)
+    rows[name] = functools.partial(_unknown_score, model=model, method='crosr')
+  for name, without in (
+    ('evidence without error', _without_error),
+    ('evidence without code', _without_code),
+    ('evidence of the logit', lambda x: _without_code(_without_error(x))),
+  ):
+    model = weibull.fit(without(train_part), **_EVIDENCE)
+    rows[name] = functools.partial(
+      lambda x, model, without: _unknown_score(without(x), model, 'crosr'),
+      model=model,
+      without=without,
+    )
+  rows['mahalanobis, shrunk'] = _mahalanobis(train_part)
+  rows['nearest neighbours'] = _nearest(train_part)
+  return rows
+
+
+def _rank(parts: dict[str, types.Features]) -> dict[str, dict[str, float]]:
+  """AUROC of every candidate on every stand-in."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', UserWarning)
+    scores = candidates(parts['train'])
+  unknown = [n for n in parts if n not in ('train', 'select', 'calibrate')]
+  rows = {}
+  for name, score in scores.items():
+    known = score(parts['calibrate'])
+    rows[name] = {n: metrics.auroc(known, score(parts[n])) for n in unknown}
+    made = [v for n, v in rows[name].items() if n != NEAR]
+    rows[name]['mean of made'] = float(np.mean(made))
+    # Near and far count alike, however many kinds of far ones there are.
+    rows[name]['both'] = (rows[name][NEAR] + rows[name]['mean of made']) / 2
+  return rows
+
+
+def _means(found: list[dict]) -> dict:
+  first = found[0]['auroc']
+  mean = {
+    name: {
+      n: float(np.mean([fold['auroc'][name][n] for fold in found])) for n in row
+    }
+    for name, row in first.items()
+  }
+  return {'mean': dict(sorted(mean.items(), key=lambda x: -x[1]['both']))}
+
+
+def _known_classes(
+  config: config_dict.ConfigDict, num_classes: int
+) -> tuple[int, ...]:
+  """Positions of the known classes in the data set."""
+  chosen = config.data.get('splits', ())
+  if chosen:
+    return splits.pick('data.splits', chosen, config.data.get('split', 0))
+  return splits.others(config.data.unknown_classes, num_classes)
+
+
+def _load(
+  config: config_dict.ConfigDict,
+  unknown: Sequence[int],
+  data_dir: pathlib.Path,
+) -> data.Benchmark:
+  """The benchmark with these classes left out, and without any unknown."""
+  fields = {
+    **config.data,
+    'splits': (),
+    'unknown_classes': unknown,
+    'others_unknown': False,
+    **config.evaluation,
+    'unknown_sets': (),
+    'cifar100_splits': (),
+  }
+  return data.load(seed=config.seed, data_dir=data_dir, **fields)
+
+
+def _parts(
+  config: config_dict.ConfigDict,
+  benchmark: data.Benchmark,
+  near: data.Benchmark,
+  workdir: pathlib.Path,
+) -> tuple[dict[str, types.Features], float]:
+  """Features of known parts and stand-ins, from a net trained here.
+
+  Also the accuracy on the select part.
+  """
+  mean, deviation = models.pixel_statistics(benchmark.train.image)
+  net = models.build(
+    num_classes=len(benchmark.class_names),
+    mean=mean,
+    deviation=deviation,
+    **config.model,
+  )
+  trained = train.fit(
+    net,
+    benchmark.train,
+    benchmark.select,
+    workdir,
+    seed=config.seed,
+    parallel=config.parallel,
+    **config.train,
+  )
+  image, label = (
+    np.concatenate(x)
+    for x in zip(benchmark.select, benchmark.calibrate, strict=True)
+  )
+  unknown = {
+    NEAR: np.concatenate([near.select.image, near.calibrate.image]),
+    **standins.make(image, label, config.seed),
+  }
+  everything = {
+    part: getattr(benchmark, part) for part in ('train', 'select', 'calibrate')
+  } | {
+    name: splits.Labelled(x, np.full(len(x), types.UNKNOWN, np.int32))
+    for name, x in unknown.items()
+  }
+  return {
+    name: features.extract(net, trained.state.variables, *samples)
+    for name, samples in everything.items()
+  }, trained.select_accuracy
+
+
+def _without_error(found: types.Features) -> types.Features:
+  return found._replace(reconstruction_error=np.zeros(0, np.float32))
+
+
+def _without_code(found: types.Features) -> types.Features:
+  return found._replace(latent=found.latent[:, :0])
+
+
+def _mahalanobis(
+  known: types.Features,
+) -> Callable[[types.Features], np.ndarray]:
+  """Least distance to a class mean, one shrunk covariance (Lee et al. 2018)."""
+  a = weibull.activation_vector(known, 'evidence')
+  right = np.argmax(known.logits, axis=1) == known.label
+  a, label = a[right], known.label[right]
+  mean = np.stack([a[label == k].mean(axis=0) for k in np.unique(label)])
+  precision = covariance.LedoitWolf().fit(a - mean[label]).precision_
+  root = np.linalg.cholesky(precision)
+
+  def score(found: types.Features) -> np.ndarray:
+    x = weibull.activation_vector(found, 'evidence') @ root
+    return np.min([np.linalg.norm(x - m @ root, axis=1) for m in mean], axis=0)
+
+  return score
+
+
+def _nearest(known: types.Features) -> Callable[[types.Features], np.ndarray]:
+  """Distance to the k-th nearest training sample, unit vectors (Sun 2022)."""
+
+  def unit(found: types.Features) -> np.ndarray:
+    a = weibull.activation_vector(found, 'joint')
+    return a / np.linalg.norm(a, axis=1, keepdims=True)
+
+  index = neighbors.NearestNeighbors(n_neighbors=_NEIGHBOURS).fit(unit(known))
+  return lambda found: index.kneighbors(unit(found))[0][:, -1]
+
+
+def _unknown_score(
+  found: types.Features, model: types.WeibullModel | None, method: str
+) -> np.ndarray:
+  return scorer.score(found, model, method=method).unknown_score

@@ -1,0 +1,126 @@
+"""Tail and decision from known samples: the rule, by hand and by law."""
+
+import numpy as np
+import pytest
+
+from crosr_jax import choice, scorer, types, weibull
+
+
+def _features(generator, n, spread=1.0, k=3, width=5):
+  label = (np.arange(n) % k).astype(np.int32)
+  return types.Features(
+    (generator.normal(0, spread, (n, k)) + 8 * np.eye(k)[label]).astype('f4'),
+    generator.normal(label[:, None], spread, (n, width)).astype('f4'),
+    label,
+  )
+
+
+@pytest.mark.parametrize('vector', ['joint', 'evidence'])
+def test_rejects_what_was_asked_for(generator, vector):
+  train, held_out = _features(generator, 12_000), _features(generator, 6_000)
+  asked = (0.01, 0.03, 0.1)
+  chosen = [
+    choice.tail(
+      *(train, held_out),
+      reject_known=r,
+      vector=vector,
+      scaling='within_class',
+    )
+    for r in asked
+  ]
+  assert np.all(np.diff([c.share for c in chosen]) > 0)
+  for wanted, found in zip(asked, chosen, strict=True):
+    assert found.reject_known == wanted and found.num_held_out == 6_000
+    model = weibull.fit(
+      train, vector=vector, scaling='within_class', tail_share=found.share
+    )
+    rejected = np.mean(scorer.score(held_out, model).prediction == -1)
+    assert rejected == found.held_out[found.shares.index(found.share)]
+    assert abs(rejected - wanted) == min(
+      abs(x - wanted) for x in found.held_out
+    )
+    # Half of a tail is beyond its median, up to what the fit and the softmax
+    # of others take.
+    assert 0.3 * found.share < rejected < 0.7 * found.share
+    assert choice.decision(rejected, wanted) == 'argmax'
+
+
+def test_held_out_samples_farther_out_need_shorter_tails(generator):
+  train = _features(generator, 6_000)
+  fields = {'reject_known': 0.05, 'vector': 'joint', 'scaling': 'none'}
+  honest = choice.tail(train, _features(generator, 3_000), **fields)
+  strange = choice.tail(train, _features(generator, 3_000, 1.15), **fields)
+  assert strange.share < honest.share
+
+
+def test_ties_take_the_shortest_tail(generator):
+  # 20 at least of 60: all short shares are the same tail.
+  train, held_out = _features(generator, 180), _features(generator, 300)
+  found = choice.tail(
+    *(train, held_out), reject_known=0.01, vector='joint', scaling='none'
+  )
+  assert found.share == choice.SHARES[0]
+
+
+@pytest.mark.parametrize(
+  ('rejected', 'expected'),
+  [
+    (0.0, 'calibrated'), (0.0099, 'calibrated'), (0.01, 'argmax'),
+    (0.02, 'argmax'), (0.04, 'argmax'), (0.0401, 'calibrated'),
+  ],
+)  # fmt: skip
+def test_decision(rejected, expected):
+  assert choice.decision(rejected, 0.02) == expected
+
+
+@pytest.mark.parametrize('value', [0.0, 0.5, -1.0, float('nan')])
+def test_bad_share(generator, value):
+  with pytest.raises(ValueError, match=r'reject_known must be in \(0, 0.5\)'):
+    choice.check_decision(alpha=1, decision='auto', reject_known=value)
+
+
+def test_nothing_held_out(generator):
+  none = _features(generator, 0)
+  with pytest.raises(ValueError, match=r'raise data.select_share'):
+    choice.tail(
+      *(_features(generator, 90), none),
+      reject_known=0.02,
+      vector='joint',
+      scaling='none',
+    )
+
+
+@pytest.mark.parametrize(
+  ('tail', 'expected'),
+  [
+    ('auto', {}),
+    ('20', {'tail_size': 20}),
+    ('5%', {'tail_share': 0.05}),
+    ('0.5%', {'tail_share': 0.005}),
+  ],
+)
+def test_tails_in_words(tail, expected):
+  assert weibull.parse_tail(tail) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('tail', ['', '%', '0.05', 'five', '1e3', '5 %%', 5])
+def test_bad_tails(tail):
+  with pytest.raises(ValueError, match=r"tail must be 'auto', .* got"):
+    weibull.parse_tail(tail)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'tail': '1'}, 'tail_size must be at least 2'),
+    ({'tail': '120%'}, r'tail_share must be in \(0, 1\]'),
+    ({'tail': 'nan%'}, r'tail_share must be in \(0, 1\]'),
+    ({'vector': 'logits'}, 'crosr_y'),
+    ({'scaling': 'with'}, 'within_class'),
+  ],
+)
+def test_bad_recipes(fields, message):
+  good = {'vector': 'evidence', 'scaling': 'none', 'tail': 'auto'}
+  choice.check_recipe(**good)
+  with pytest.raises(ValueError, match=message):
+    choice.check_recipe(**{**good, **fields})

@@ -1,0 +1,229 @@
+"""The vector 'evidence', in fit and score, against plain NumPy and by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosr_jax import scorer, types, weibull
+
+
+def _features(generator, n=600, k=4, width=6, spread=1.0, error=True):
+  label = (np.arange(n) % k).astype(np.int32)
+  return types.Features(
+    (generator.normal(0, spread, (n, k)) + 6 * np.eye(k)[label]).astype('f4'),
+    (generator.gamma(2, spread, (n, width)) * (1 + label[:, None] % 3)).astype(
+      'f4'
+    ),
+    label,
+    generator.lognormal(label % 3, spread, n).astype('f4')
+    if error
+    else np.zeros(0, np.float32),
+  )
+
+
+def _standard(found, usual):
+  """Above 0, in deviations."""
+  return np.maximum((found - np.mean(usual)) / np.std(usual), 0)
+
+
+def _distances(train, found):
+  """To every class, [N, K], by the words of weibull.py; float64."""
+  k = train.logits.shape[1]
+  right = train.logits.argmax(axis=1) == train.label
+  label = train.label[right]
+
+  def columns(x, scale=None):
+    """Deviations from each class mean, of these and of training samples."""
+    known, new = x(train)[right].astype(float), x(found).astype(float)
+    mean = np.stack([known[label == i].mean(axis=0) for i in range(k)])
+    scale = np.sqrt(np.mean(np.square(known - mean[label]), axis=0))
+    own = (known - mean[label]) / scale
+    return own, (new[:, None] - mean[None]) / scale
+
+  _, y = columns(lambda f: f.logits)
+  square = np.square(
+    np.maximum(-np.stack([y[:, i, i] for i in range(k)], 1), 0)
+  )
+  parts = [lambda f: f.latent]
+  if len(train.reconstruction_error):
+    parts.append(lambda f: np.log(f.reconstruction_error)[:, None])
+  for part in parts:
+    if part(train).shape[1]:
+      own, new = (np.linalg.norm(x, axis=-1) for x in columns(part))
+      square = square + np.square(_standard(new, own))
+  return np.sqrt(square)
+
+
+@pytest.mark.parametrize('error', [True, False])
+@pytest.mark.parametrize(
+  ('k', 'width'), [(4, 6), (2, 1), (3, 0), (150, 110), (3, 6000)]
+)
+def test_distances_equal_plain_numpy(generator, k, width, error):
+  train = _features(generator, n=24 * k, k=k, width=width, error=error)
+  found = _features(generator, n=50, k=k, width=width, spread=2.0, error=error)
+  model = weibull.fit(
+    train, vector='evidence', scaling='within_class', tail_size=20
+  )
+  np.testing.assert_allclose(
+    scorer.distances(found, model),
+    _distances(train, found),
+    *(1e-4, 1e-4),
+  )
+  # The tails are those of the same distances to the own class.
+  right = train.logits.argmax(axis=1) == train.label
+  own = _distances(train, train)[np.arange(len(right)), train.label]
+  expected = weibull.fit_tails(
+    [own[right & (train.label == i)] for i in range(k)], tail_size=20
+  )
+  for a, b in zip((model.shape, model.loc, model.scale), expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_by_hand():
+  # Class 0: own logit 1 below its mean of 3, in units of 0.5: 2. Code 4 away,
+  # usually 1 +- 1.5: 2. Log error 0, class mean 2, usually 0.5 +- 1.5: 1.
+  model = types.WeibullModel(
+    'evidence',
+    np.array([0.5, 1.0, 1.0, 1.0]),
+    np.array([[3.0, 0, 0, 2], [0, 9, 4, 0]]),
+    *np.ones((3, 2)),
+    np.full(2, 20),
+    np.zeros(4, bool),
+    np.array([1.0, 0.5]),
+    np.array([1.5, 1.5]),
+  )
+  one = types.Features(
+    np.array([[2.0, 10]]), np.array([[4.0]]), np.array([0]), np.array([1.0])
+  )
+  # Class 1: its logit is above the mean, its code and error are its own.
+  np.testing.assert_allclose(scorer.distances(one, model), [[3, 0]], rtol=1e-6)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), more=st.floats(0, 1e3))
+def test_a_higher_own_logit_is_never_farther(seed, more):
+  generator = np.random.default_rng(seed)
+  train = _features(generator)
+  model = weibull.fit(train, vector='evidence', tail_size=20)
+  found = _features(generator, n=20, spread=3.0)
+  higher = found.logits + np.float32(more)
+  before, after = (
+    scorer.distances(f, model) for f in (found, found._replace(logits=higher))
+  )
+  assert (after <= before).all()
+
+
+def test_an_error_is_strange_on_both_sides(generator):
+  train = _features(generator)
+  model = weibull.fit(train, vector='evidence', tail_size=20)
+  usual = train._replace(
+    reconstruction_error=np.exp(train.label % 3).astype('f4')
+  )
+  scores = [
+    scorer.score(
+      usual._replace(reconstruction_error=usual.reconstruction_error * factor),
+      model,
+    )
+    for factor in (
+      np.float32(1e-6),
+      np.float32(1),
+      np.float32(1e6),
+      0 * usual[3],
+    )
+  ]
+  rejected = [np.mean(s.prediction == types.UNKNOWN) for s in scores]
+  assert rejected[1] < 0.1 and rejected[0] == rejected[2] == rejected[3] == 1
+
+
+@pytest.mark.parametrize('error', [True, False])
+def test_a_score_is_its_own(generator, error):
+  train = _features(generator, error=error)
+  model = weibull.fit(train, vector='evidence', tail_share=0.1)
+  whole = scorer.score(train, model)
+  for rows in ([7], [3, 599], range(100, 400)):
+    part = types.Features(*(x[rows] if len(x) else x for x in train))
+    for a, b in zip(scorer.score(part, model), whole, strict=True):
+      np.testing.assert_array_equal(a, b[rows])
+
+
+@pytest.mark.parametrize('block', [1, 37, 1000])
+def test_stream_equals_memory(generator, block):
+  features = _features(generator)
+  blocks = [
+    types.Features(*(x[i : i + block] for x in features))
+    for i in range(0, len(features.label), block)
+  ]
+  fields = {
+    'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.2,
+  }  # fmt: skip
+  whole = weibull.fit(features, **fields)
+  stream = weibull.fit_stream(lambda: blocks, **fields)
+  for a, b in zip(whole[1:], stream[1:], strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_parts_that_never_move_tell_nothing(generator):
+  features = _features(generator)
+  still = features._replace(
+    latent=np.ones_like(features.latent),
+    reconstruction_error=np.ones_like(features.reconstruction_error),
+  )
+  model = weibull.fit(still, vector='evidence', tail_size=20)
+  assert np.isinf(model.part_deviation).all()
+  alone = weibull.fit(
+    features._replace(latent=features.latent[:, :0], reconstruction_error=()),
+    vector='evidence',
+    tail_size=20,
+  )
+  np.testing.assert_allclose(
+    scorer.distances(still, model),
+    scorer.distances(
+      features._replace(latent=features.latent[:, :0], reconstruction_error=()),
+      alone,
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    (np.ones(3), r'shape \(3,\) for 600 samples'),
+    (-np.ones(600), 'at least 0'),
+    (np.full(600, np.nan), 'not finite'),
+  ],
+)
+def test_bad_errors(generator, error, message):
+  features = _features(generator)._replace(reconstruction_error=error)
+  with pytest.raises(ValueError, match=message):
+    weibull.fit(features, vector='evidence', tail_size=20)
+
+
+def test_a_model_with_error_needs_errors(generator):
+  features = _features(generator)
+  model = weibull.fit(features, vector='evidence', tail_size=20)
+  without = features._replace(reconstruction_error=np.zeros(0, np.float32))
+  with pytest.raises(ValueError, match=r'width 11 \(evidence\).* 4 and 10'):
+    scorer.score(without, model)
+
+
+def test_tails_of_other_samples(generator):
+  train, held_out = _features(generator), _features(generator, spread=1.3)
+  fields = {
+    'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.2,
+  }  # fmt: skip
+  model = weibull.fit(train, tail_features=held_out, **fields)
+  plain = weibull.fit(train, **fields)
+  np.testing.assert_array_equal(model.mav, plain.mav)
+  right = held_out.logits.argmax(axis=1) == held_out.label
+  own = scorer.distances(held_out, plain)[np.arange(600), held_out.label]
+  expected = weibull.fit_tails(
+    [own[right & (held_out.label == i)] for i in range(4)], tail_share=0.2
+  )
+  np.testing.assert_allclose(model.shape, expected[0], rtol=1e-4)
+  np.testing.assert_allclose(model.loc, expected[1], rtol=1e-4)
+  with pytest.raises(ValueError, match=r'tail_features have 4 classes .* 8'):
+    weibull.fit(train, tail_features=_features(generator, width=3), **fields)
+  few = types.Features(*(x[:5] for x in held_out))
+  with pytest.raises(ValueError, match='class 1: 1 correctly'):
+    weibull.fit(train, tail_features=few, **fields)
