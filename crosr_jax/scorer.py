@@ -59,8 +59,8 @@ class _Fitted(NamedTuple):
   loc: types.Array  # [K]
   scale: types.Array  # [K]
   one: types.Array  # [K] loc + scale: the distance where the CDF is 1 - 1/e
-  part_mean: types.Array  # [2] of 'evidence'
-  part_unit: types.Array  # [2] 1 / part_deviation
+  part_mean: types.Array  # [3, K] of 'evidence'
+  part_unit: types.Array  # [3, K] weight / part_deviation
 
 
 def score(
@@ -224,13 +224,15 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
     return _norms(x, fitted.mav)
   # As in weibull.py: own logit, code and, where there is one, error.
   k = len(fitted.mav)
-  own = jnp.diagonal(fitted.mav)[None, :] - x[:, :k]
-  square = jnp.square(jnp.maximum(own, 0.0))
-  for i, columns in enumerate((slice(k, k + width), slice(k + width, None))):
-    if x[:, columns].shape[1]:
-      norm = _norms(x[:, columns], fitted.mav[:, columns])
-      above = (norm - fitted.part_mean[i]) * fitted.part_unit[i]
-      square = square + jnp.square(jnp.maximum(above, 0.0))
+  parts = [jnp.diagonal(fitted.mav)[None, :] - x[:, :k]]
+  for columns in (slice(k, k + width), slice(k + width, None)):
+    parts.append(_norms(x[:, columns], fitted.mav[:, columns]))
+  square = jnp.zeros(())
+  for part, mean, unit in zip(
+    parts, fitted.part_mean, fitted.part_unit, strict=True
+  ):
+    above = jnp.maximum((part - mean[None, :]) * unit[None, :], 0.0)
+    square = square + jnp.square(above)
   return jnp.sqrt(square)
 
 
@@ -372,9 +374,10 @@ def _float32(model: types.WeibullModel) -> _Fitted:
   center = model.mav.mean(axis=0).astype(np.float32)
   unit = (1.0 / model.feature_scale).astype(np.float32)
   mav = (model.mav - center) * unit
+  weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
   arrays = (
     *(mav, model.shape, model.loc, model.scale, model.loc + model.scale),
-    *(model.part_mean, 1.0 / model.part_deviation),
+    *(model.part_mean.T, (weights / model.part_deviation).T),
   )
   return _Fitted(center, unit, *(x.astype(np.float32) for x in arrays))
 

@@ -92,11 +92,11 @@ class WeibullModel(NamedTuple):
   scale: np.ndarray  # [K] float64
   tail_count: np.ndarray  # [K] int64, distances each tail was fitted on
   dead: np.ndarray  # [D] bool, coordinates (nearly) constant in training
-  # Of 'evidence' alone: mean and deviation of what training samples have as
-  # distance of their code and of their error, float64; a deviation of infinity
-  # where there is no such part.
-  part_mean: np.ndarray = np.zeros(2)
-  part_deviation: np.ndarray = np.full(2, np.inf)
+  # Of 'evidence' alone, [K, 3] float64: mean of what training samples of each
+  # class have as shortfall of their logit, distance of their code and of their
+  # error; and deviation, infinity where a part tells nothing.
+  part_mean: np.ndarray = np.zeros((0, 3))
+  part_deviation: np.ndarray = np.zeros((0, 3))
 
 
 class Scores(NamedTuple):

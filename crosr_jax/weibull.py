@@ -9,7 +9,7 @@ The published distance counts every deviation from a class mean, a logit higher
 than usual too, and lets a hundred coordinates of the codes drown what little
 else there is. The vector 'evidence', this project's own, asks three questions
 instead, each in deviations of the class's training samples, and takes the norm
-of those answers that are above 0:
+of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
 
   how far the class's own logit is below its mean,
   how much farther the code is from the class mean than codes usually are,
@@ -31,6 +31,10 @@ SCALINGS = ('none', 'std', 'within_class')
 SMALLEST_SHARED_TAIL = 20
 # Below this share of its block's deviation a coordinate counts as dead.
 DEAD_SHARE = 1e-3
+# Of logit, code and error; chosen on known samples, docs/experiments.md.
+EVIDENCE_WEIGHTS = (1.5, 0.5, 1.0)
+# A class's own deviation counts as this many samples of the pooled one more.
+_POOLED_SAMPLES = 20
 # Errors below it are taken as equal to it before the logarithm.
 SMALLEST_ERROR = 1e-12
 
@@ -273,41 +277,48 @@ class _Space(NamedTuple):
   mav: np.ndarray  # [K, D]
   scale: np.ndarray  # [D]
   width: int  # L, of the latent
-  part_mean: np.ndarray = np.zeros(2)
-  part_deviation: np.ndarray = np.full(2, np.inf)
+  part_mean: np.ndarray = np.zeros((0, 3))  # [K, 3] of 'evidence'
+  part_deviation: np.ndarray = np.zeros((0, 3))
 
   def with_usual(self, correct: '_Correct') -> '_Space':
     """The same with mean and deviation of the parts of training samples."""
-    count, total, square = 0, np.zeros(2), np.zeros(2)
+    num_classes = len(self.mav)
+    count = np.zeros(num_classes)
+    total, square = np.zeros((2, num_classes, 3))
     for a, label, _ in correct:
-      parts = self._parts((a - self.mav[label]) / self.scale)
-      count += len(parts)
-      total += parts.sum(axis=0)
-      square += np.square(parts).sum(axis=0)
-    mean = total / count
-    variance = square / count - np.square(mean)
+      parts = self._parts(a, label)
+      count += np.bincount(label, minlength=num_classes)
+      total += _sum_by_class(label, parts, num_classes)
+      square += _sum_by_class(label, np.square(parts), num_classes)
+    mean = total / count[:, None]
+    spread = square - count[:, None] * np.square(mean)
+    pooled = spread.sum(axis=0) / count.sum()
+    variance = (spread + _POOLED_SAMPLES * pooled) / (
+      count[:, None] + _POOLED_SAMPLES
+    )
     # What never moves, up to rounding, tells nothing.
-    moves = variance > 1e-12 * np.square(mean)
+    moves = pooled > 1e-12 * square.sum(axis=0) / count.sum()
     deviation = np.sqrt(np.where(moves, variance, np.inf))
     return self._replace(part_mean=mean, part_deviation=deviation)
 
   def distance(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
     """[N, D] and classes [N] -> [N]."""
-    x = (a - self.mav[label]) / self.scale
     if self.vector != 'evidence':
-      return np.linalg.norm(x, axis=1)
-    own = -x[np.arange(len(x)), label]
-    parts = (self._parts(x) - self.part_mean) / self.part_deviation
-    above = np.maximum(np.column_stack([own, parts]), 0.0)
-    return np.linalg.norm(above, axis=1)
+      return np.linalg.norm((a - self.mav[label]) / self.scale, axis=1)
+    above = self._parts(a, label) - self.part_mean[label]
+    above = np.maximum(above / self.part_deviation[label], 0.0)
+    return np.linalg.norm(above * EVIDENCE_WEIGHTS, axis=1)
 
-  def _parts(self, x: np.ndarray) -> np.ndarray:
-    """Distance of code and of error, [N, 2]; 0 where there is none."""
+  def _parts(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Shortfall of the logit, distance of code and of error, [N, 3].
+
+    The last two are 0 where there is no such part.
+    """
+    x = (a - self.mav[label]) / self.scale
     first = len(self.mav)
     code, error = np.split(x[:, first:], [self.width], axis=1)
-    return np.column_stack(
-      [np.linalg.norm(part, axis=1) for part in (code, error)]
-    )
+    norms = [np.linalg.norm(part, axis=1) for part in (code, error)]
+    return np.column_stack([-x[np.arange(len(x)), label], *norms])
 
 
 class _Tails:

@@ -22,36 +22,41 @@ def _features(generator, n=600, k=4, width=6, spread=1.0, error=True):
   )
 
 
-def _standard(found, usual):
-  """Above 0, in deviations."""
-  return np.maximum((found - np.mean(usual)) / np.std(usual), 0)
-
-
 def _distances(train, found):
   """To every class, [N, K], by the words of weibull.py; float64."""
   k = train.logits.shape[1]
   right = train.logits.argmax(axis=1) == train.label
   label = train.label[right]
 
-  def columns(x, scale=None):
-    """Deviations from each class mean, of these and of training samples."""
+  def deviations(x):
+    """From each class mean, of training samples [M, W] and new [N, K, W]."""
     known, new = x(train)[right].astype(float), x(found).astype(float)
     mean = np.stack([known[label == i].mean(axis=0) for i in range(k)])
     scale = np.sqrt(np.mean(np.square(known - mean[label]), axis=0))
-    own = (known - mean[label]) / scale
-    return own, (new[:, None] - mean[None]) / scale
+    return (known - mean[label]) / scale, (new[:, None] - mean[None]) / scale
 
-  _, y = columns(lambda f: f.logits)
-  square = np.square(
-    np.maximum(-np.stack([y[:, i, i] for i in range(k)], 1), 0)
-  )
-  parts = [lambda f: f.latent]
+  own, y = deviations(lambda f: f.logits)
+  parts = [
+    (
+      -own[np.arange(len(own)), label],
+      -np.stack([y[:, i, i] for i in range(k)], axis=1),
+    ),
+    [np.linalg.norm(x, axis=-1) for x in deviations(lambda f: f.latent)],
+  ]
   if len(train.reconstruction_error):
-    parts.append(lambda f: np.log(f.reconstruction_error)[:, None])
-  for part in parts:
-    if part(train).shape[1]:
-      own, new = (np.linalg.norm(x, axis=-1) for x in columns(part))
-      square = square + np.square(_standard(new, own))
+    error = deviations(lambda f: np.log(f.reconstruction_error)[:, None])
+    parts.append([np.linalg.norm(x, axis=-1) for x in error])
+  square = np.zeros(y.shape[:2])
+  for (usual, new), weight in zip(parts, (1.5, 0.5, 1.0), strict=False):
+    if usual.std() == 0:
+      continue
+    of_class = [usual[label == i] for i in range(k)]
+    mean = np.array([x.mean() for x in of_class])
+    spread = np.array([np.square(x - x.mean()).sum() for x in of_class])
+    count = np.bincount(label)
+    variance = (spread + 20 * spread.sum() / len(label)) / (count + 20)
+    answer = weight * (new - mean) / np.sqrt(variance)
+    square += np.square(np.maximum(answer, 0))
   return np.sqrt(square)
 
 
@@ -81,23 +86,24 @@ def test_distances_equal_plain_numpy(generator, k, width, error):
 
 
 def test_by_hand():
-  # Class 0: own logit 1 below its mean of 3, in units of 0.5: 2. Code 4 away,
-  # usually 1 +- 1.5: 2. Log error 0, class mean 2, usually 0.5 +- 1.5: 1.
+  # Class 0: own logit 1 below its mean of 3, in units of 0.5: 2, 3 weighted.
+  # Code 9 away, usually 1 +- 1: 8, 4 weighted. Log error 0, class mean 2,
+  # usually 0.5 +- 1.5: 1, but 12 with deviation 0.125.
   model = types.WeibullModel(
     'evidence',
     np.array([0.5, 1.0, 1.0, 1.0]),
-    np.array([[3.0, 0, 0, 2], [0, 9, 4, 0]]),
+    np.array([[3.0, 0, 0, 2], [0, 9, 9, 0]]),
     *np.ones((3, 2)),
     np.full(2, 20),
     np.zeros(4, bool),
-    np.array([1.0, 0.5]),
-    np.array([1.5, 1.5]),
+    np.array([[0, 1, 0.5], [0, 0, 0]]),
+    np.array([[1, 1, 0.125], [1, 1, 1]]),
   )
   one = types.Features(
-    np.array([[2.0, 10]]), np.array([[4.0]]), np.array([0]), np.array([1.0])
+    np.array([[2.0, 10]]), np.array([[9.0]]), np.array([0]), np.array([1.0])
   )
   # Class 1: its logit is above the mean, its code and error are its own.
-  np.testing.assert_allclose(scorer.distances(one, model), [[3, 0]], rtol=1e-6)
+  np.testing.assert_allclose(scorer.distances(one, model), [[13, 0]], rtol=1e-6)
 
 
 @settings(max_examples=30)
@@ -160,7 +166,7 @@ def test_stream_equals_memory(generator, block):
   whole = weibull.fit(features, **fields)
   stream = weibull.fit_stream(lambda: blocks, **fields)
   for a, b in zip(whole[1:], stream[1:], strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-9)
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_parts_that_never_move_tell_nothing(generator):
@@ -170,7 +176,7 @@ def test_parts_that_never_move_tell_nothing(generator):
     reconstruction_error=np.ones_like(features.reconstruction_error),
   )
   model = weibull.fit(still, vector='evidence', tail_size=20)
-  assert np.isinf(model.part_deviation).all()
+  assert np.isinf(model.part_deviation[:, 1:]).all()
   alone = weibull.fit(
     features._replace(latent=features.latent[:, :0], reconstruction_error=()),
     vector='evidence',
