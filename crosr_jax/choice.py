@@ -17,7 +17,6 @@ those fitted, a tail share of s rejects s / 2.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,17 +30,6 @@ DECISIONS = (*scorer.DECISIONS, 'auto')
 TOLERATED = (0.5, 2.0)
 
 
-class Tail(NamedTuple):
-  """A tail share, and what all others would have rejected."""
-
-  share: float
-  reject_known: float  # what was asked for
-  shares: tuple[float, ...]  # that were tried, T
-  train: tuple[float, ...]  # share of training samples that each rejects
-  held_out: tuple[float, ...]  # the same of held-out ones, which decide
-  num_held_out: int
-
-
 def tail(
   train: types.Features,
   held_out: types.Features,
@@ -51,7 +39,7 @@ def tail(
   scaling: str,
   tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
-) -> Tail:
+) -> types.TailChoice:
   """Chooses the tail share for CROSR's probabilities.
 
   Args:
@@ -92,7 +80,7 @@ def tail(
   away = np.abs(np.asarray(of_held_out) - reject_known)
   # argmin takes the first, the smallest, of equals.
   share = SHARES[int(np.argmin(away))]
-  return Tail(
+  return types.TailChoice(
     share, reject_known, SHARES, of_train, of_held_out, len(held_out.label)
   )
 

@@ -98,6 +98,24 @@ def class_f1(
   )
 
 
+def ceiling_f1(
+  closed_prediction: np.ndarray, label: np.ndarray, num_unknown: int
+) -> float:
+  """Macro F1 of a perfect detector of unknowns on the same net.
+
+  Args:
+    closed_prediction: closed-set class of each known sample, [N].
+    label: its class, [N], 0..K-1, each there at least once.
+    num_unknown: samples of the unknown set, all of which it finds.
+  """
+  unknown = np.full(num_unknown, types.UNKNOWN)
+  return macro_f1(
+    np.append(closed_prediction, unknown),
+    np.append(label, unknown),
+    int(np.max(label)) + 1,
+  )
+
+
 def macro_f1_half(probability: np.ndarray, label: np.ndarray) -> float:
   """The poster's reading: in class c iff p_c >= 0.5, K + 1 binary problems.
 

@@ -79,7 +79,9 @@ class Scored(NamedTuple):
   notes: list[str]  # what the fits warned of
   scores: dict[str, dict[str, types.Scores]]  # by method, then part
   thresholds: dict[str, float]  # by method, from held-out knowns
-  tail: choice.Tail | None  # how the lead's tail was chosen; None: it was given
+  tail: (
+    types.TailChoice | None
+  )  # how the lead's tail was chosen; None: it was given
   decision: str  # that is followed, never 'auto'
   threshold: float  # of the decision, where it needs one
   decided: dict[str, np.ndarray]  # by part: the lead's classes, -1 = unknown
@@ -371,7 +373,7 @@ def _recipe(
   config: config_dict.ConfigDict,
   parts: dict[str, types.Features],
   class_names: Sequence[str],
-) -> tuple[dict[str, Any], choice.Tail | None]:
+) -> tuple[dict[str, Any], types.TailChoice | None]:
   """The fields of the config's fit, and how the tail was chosen, if it was."""
   fields = dict(config.weibull)
   fixed = weibull.parse_tail(fields.pop('tail'))
@@ -539,6 +541,9 @@ def _against(benchmark: data.Benchmark, name: str, scored: Scored) -> dict:
       len(benchmark.class_names), unknown.num_classes
     ),
     'recipe': unknown.recipe,
+    'ceiling_f1': metrics.ceiling_f1(
+      _closed(test), test.label, len(unknown.image)
+    ),
     **figures,
     'trivial': metrics.trivial(benchmark.test.image, unknown.image),
   }

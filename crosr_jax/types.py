@@ -99,6 +99,17 @@ class WeibullModel(NamedTuple):
   part_deviation: np.ndarray = np.zeros((0, 3))
 
 
+class TailChoice(NamedTuple):
+  """A tail share, and what the others that were tried would have rejected."""
+
+  share: float
+  reject_known: float  # what was asked for
+  shares: tuple[float, ...]  # that were tried, T
+  train: tuple[float, ...]  # share of training samples that each rejects
+  held_out: tuple[float, ...]  # the same of held-out ones, which decide
+  num_held_out: int
+
+
 class Scores(NamedTuple):
   """The open-set answer for N samples."""
 

@@ -55,6 +55,13 @@ def test_oscr_of_a_constant_is_half_the_accuracy():
   assert metrics.oscr(np.zeros(4), np.zeros(7), correct) == 0.375
 
 
+def test_ceiling_by_hand():
+  # Class 0: 2 of 3 found, nothing else; class 1: found, and one of class 0.
+  found = metrics.ceiling_f1(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]), 7)
+  assert found == pytest.approx((0.8 + 2 / 3 + 1) / 3)
+  assert metrics.ceiling_f1(np.arange(3), np.arange(3), 5) == 1
+
+
 def test_thresholds_keep_the_share():
   known = np.arange(100.0)
   assert metrics.threshold_at_tpr(known) == 94

@@ -21,6 +21,7 @@ from crosr_jax.report import (
   pictures,
   sheets,
   tables,
+  tail,
   threshold,
   words,
 )
@@ -83,6 +84,9 @@ def make_material(k=3, channels=1, lateral=True, names=None):
       255 - image['test'][:6],
       image['test'][6:12],
     ),
+    tail=types.TailChoice(
+      0.05, 0.02, (0.01, 0.05, 0.2), (0.0, 0.01, 0.1), (0.004, 0.025, 0.2), 500
+    ),
   )
 
 
@@ -95,6 +99,7 @@ def make_entry(material, name):
     'n_known': 1234,
     'n_unknown': SETS[name],
     'openness': 0.25,
+    'ceiling_f1': 0.9876,
     'recipe': 'made | by <hand>',
     'trivial': {'mean_pixel': {'auroc': 0.75}, 'max_pixel': {'auroc': 0.5}},
   }
@@ -325,6 +330,23 @@ def test_json_takes_numpy_and_refuses_what_is_not_finite(tmp_path):
   with pytest.raises(types.UserError, match=r'a\[1\] of the report is inf'):
     report.plain({'a': [0.0, math.inf]})
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('held_out', 'told'),
+  [
+    ((0.004, 0.025, 0.2), '5 %'),
+    ((0.018, 0.025, 0.2), '1 % to 5 %'),
+    ((0.2, 0.25, 0.3), 'none does'),
+  ],
+)
+def test_the_picture_of_the_tail_says_what_fits_as_well(held_out, told):
+  chosen = types.TailChoice(
+    0.05, 0.02, (0.01, 0.05, 0.2), (0.0, 0.0, 0.0), held_out, 500
+  )
+  picture = tail.tail(make_material()._replace(tail=chosen))
+  assert picture.caption.endswith(f'fit as well: {told}.')
+  assert tail.tail(make_material()._replace(tail=None)) is None
 
 
 def test_every_picture_is_drawn_linked_and_embedded(written):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from crosr_jax import choice, types
+from crosr_jax import types
 
 # The methods that a report leads with: the first one that was scored.
 _LEADS = ('crosr', 'crosr_y', 'openmax', 'softmax')
@@ -47,7 +47,7 @@ class Material(NamedTuple):
   # None where the net saw no generated unknowns
   generated: Generated | None = None
   # None where the tail was given, not chosen
-  tail: choice.Tail | None = None
+  tail: types.TailChoice | None = None
 
 
 def lead(methods) -> str:

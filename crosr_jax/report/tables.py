@@ -173,6 +173,7 @@ def _result(name: str, entry: dict, first: str) -> Result:
   known = words.count(entry.get('n_known'))
   unknown = words.count(entry.get('n_unknown'))
   openness = words.decimal(entry.get('openness'))
+  ceiling = entry.get('ceiling_f1')
   trivial = _trivial(entry)
   score = entry.get(first, {}).get('auroc')
   rivals = [k for k, v in trivial.items() if score is not None and v >= score]
@@ -184,7 +185,13 @@ def _result(name: str, entry: dict, first: str) -> Result:
     )
   return Result(
     name,
-    f'{known} known and {unknown} unknown samples, openness {openness}.',
+    f'{known} known and {unknown} unknown samples, openness {openness}.'
+    + (
+      ' A perfect detector on the same net would have macro F1 '
+      f'{words.decimal(ceiling)}.'
+      if ceiling is not None
+      else ''
+    ),
     str(entry.get('recipe') or ''),
     _methods_table(entry, trivial),
     warning,

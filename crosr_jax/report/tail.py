@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from crosr_jax import types
 from crosr_jax.report import material as material_lib
-from crosr_jax.report import style, words
+from crosr_jax.report import style
 
 
 def tail(material: material_lib.Material) -> style.Picture | None:
@@ -36,7 +37,7 @@ def tail(material: material_lib.Material) -> style.Picture | None:
     label='chosen',
   )
   ax.annotate(
-    f'asked for: {words.percent(chosen.reject_known)}',
+    f'asked for: {100 * chosen.reject_known:g} %',
     *((share[-1], chosen.reject_known), (0, 4)),
     textcoords='offset points',
     ha='right',
@@ -55,12 +56,12 @@ def tail(material: material_lib.Material) -> style.Picture | None:
     'The longer the tail, the more known samples are called unknown. The tail '
     'is the share whose rejections come nearest to what was asked for, on '
     'known samples that the net was not trained on. Tails whose band reaches '
-    f'the dotted line could have been chosen as well: {_as_well(chosen)}.',
+    f'the dotted line fit as well: {_as_well(chosen)}.',
     style.png(fig),
   )
 
 
-def _as_well(chosen) -> str:
+def _as_well(chosen: types.TailChoice) -> str:
   """Range of the shares that held-out samples cannot tell from the chosen."""
   held_out = np.asarray(chosen.held_out)
   error = 2 * np.sqrt(held_out * (1 - held_out) / chosen.num_held_out)
@@ -68,4 +69,5 @@ def _as_well(chosen) -> str:
   fits = np.asarray(chosen.shares)[near]
   if not len(fits):
     return 'none does'
-  return f'{100 * fits.min():g} % to {100 * fits.max():g} %'
+  first, last = (f'{100 * s:g} %' for s in (fits.min(), fits.max()))
+  return first if first == last else f'{first} to {last}'

@@ -1,0 +1,152 @@
+"""Stand-ins for unknowns, and the ranking of recipes on them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import CONFIGS, ROOT
+
+from crosr_jax import data, ranking, types
+from crosr_jax.data import standins
+
+
+def _images(generator, n=40, side=8, channels=3):
+  shape = (n, side, side, channels)
+  return generator.integers(0, 256, shape, dtype=np.uint8), np.arange(n) % 4
+
+
+@pytest.mark.parametrize(('side', 'channels'), [(8, 1), (28, 1), (32, 3)])
+def test_stand_ins_are_images_of_the_same_kind(generator, side, channels):
+  image, label = _images(generator, side=side, channels=channels)
+  made = standins.make(image, label, seed=0)
+  assert len(made) == 7
+  for name, found in made.items():
+    assert found.shape == image.shape and found.dtype == np.uint8, name
+    assert not (found == image).all(axis=(1, 2, 3)).any(), name
+  again = standins.make(image, label, seed=0)
+  other = standins.make(image, label, seed=1)
+  for name, found in made.items():
+    np.testing.assert_array_equal(found, again[name])
+    drawn = name in ('blend', 'quarters', 'speckle')
+    assert (found != other[name]).any() == drawn, name
+
+
+def test_stand_ins_by_law(generator):
+  image, label = _images(generator)
+  # Of class k, all pixels are 10 k: a blend tells which classes it is of.
+  flat = np.broadcast_to(
+    (10 * label[:, None, None, None]).astype(np.uint8), image.shape
+  )
+  blend = standins.make(flat, label, seed=0)['blend']
+  assert (blend != flat).all() and set(np.unique(blend)) <= {5, 10, 15, 20, 25}
+  made = standins.make(image, label, seed=0)
+  np.testing.assert_array_equal(
+    np.sort(made['quarters'].reshape(40, -1)), np.sort(image.reshape(40, -1))
+  )
+  for i in (0, 4):
+    for j in (0, 4):
+      quarter = (slice(None), slice(i, i + 4), slice(j, j + 4))
+      moved = made['quarters'][quarter] != image[quarter]
+      assert moved.any(axis=(1, 2, 3)).all()
+      np.testing.assert_array_equal(
+        made['tiles'][quarter], made['tiles'][:, :4, :4]
+      )
+  np.testing.assert_array_equal(255 - made['negative'], image)
+  middle = standins.make(np.pad(image[:, 2:6, 2:6], _AROUND), label, 0)['zoom']
+  inner = (slice(None), slice(1, -1), slice(1, -1))
+  np.testing.assert_array_equal(middle[inner], made['zoom'][inner])
+  noise = made['speckle'].astype(int) - image
+  inside = (made['speckle'] > 0) & (made['speckle'] < 255)
+  assert 20 < noise[inside].std() < 34
+
+
+_AROUND = ((0, 0), (2, 2), (2, 2), (0, 0))
+
+
+@pytest.fixture(scope='module')
+def small():
+  config = CONFIGS['digits'].copy_and_resolve_references()
+  config.model.width, config.model.latent_width = 8, 8
+  config.train.num_steps = 150
+  config.data.calibrate_share = 0.2
+  return config
+
+
+@pytest.fixture(scope='module')
+def ranked(small, tmp_path_factory):
+  """A ranking whose benchmark has neither test samples nor unknowns."""
+  workdir = tmp_path_factory.mktemp('ranking')
+  found = []
+
+  def load(**fields):
+    benchmark = data_load(**fields)
+    assert not benchmark.unknown
+    found.append(benchmark.class_names)
+    return benchmark._replace(test=None)
+
+  data_load, ranking.data.load = data.load, load
+  try:
+    result = ranking.run(small, workdir, workdir, hold_out=3, folds=1)
+  finally:
+    ranking.data.load = data_load
+  return result, workdir, found
+
+
+def test_ranks_without_any_test_sample(ranked):
+  result, workdir, loaded = ranked
+  fold = result['folds'][0]
+  # 7, 8 and 9 are the config's own unknowns, and stay out.
+  assert sorted(fold['trained_on'] + fold['held_out']) == list(range(7))
+  assert [len(names) for names in loaded] == [10, 4, 3]
+  assert fold['select_accuracy'] > 0.8
+  rows = result['mean']['auroc']
+  assert {'max_logit', 'published', 'evidence', 'nearest neighbours'} < set(
+    rows
+  )
+  both = [row['both'] for row in rows.values()]
+  assert both == sorted(both, reverse=True)
+  for row in rows.values():
+    assert len(row) == 8 + 2 and all(0 <= x <= 1 for x in row.values())
+    made = [v for n, v in list(row.items())[:8] if n != 'held_out']
+    assert row['both'] == pytest.approx((row['held_out'] + np.mean(made)) / 2)
+  # What a net has learnt in these seconds ranks far images above chance.
+  assert rows['evidence']['mean of made'] > 0.75
+  assert set(result['mean']['macro_f1']) == {'0.005', '0.01', '0.02', '0.05'}
+  told = json.loads((workdir / 'ranking.json').read_text())
+  assert told['mean'] == result['mean']
+  lines = (workdir / 'ranking.md').read_text().splitlines()
+  assert len(lines) == len(rows) + 2 + 1 + 4 + 2
+
+
+def test_a_finished_ranking_trains_nothing(ranked, small, caplog):
+  result, workdir, _ = ranked
+  before = (workdir / 'ranking.md').read_text()
+  again = ranking.run(small, workdir, workdir, hold_out=3, folds=1)
+  assert again['mean'] == result['mean']
+  assert (workdir / 'ranking.md').read_text() == before
+
+
+@pytest.mark.parametrize('count', [1, 6, -1])
+def test_classes_to_keep_back(small, tmp_path, count):
+  with pytest.raises(types.UsageError, match=r'of 7 known classes, 2 to 5'):
+    ranking.run(small, tmp_path, tmp_path, hold_out=count, folds=1)
+
+
+def test_command(environment, tmp_path):
+  def call(*arguments):
+    command = [sys.executable, '-m', 'crosr_jax.rank', *arguments]
+    return subprocess.run(
+      command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+  process = call('--config=configs/digits.py', '--folds=0')
+  assert process.returncode == 2 and '--folds=0' in process.stderr
+  process = call(
+    '--config=configs/digits.py', '--hold_out=6', f'--workdir={tmp_path}'
+  )
+  assert process.returncode == 2, process.stderr
+  assert 'error: --hold_out=6: of 7 known' in process.stderr
+  process = call('--help')
+  assert process.returncode == 0 and 'kept back in each fold' in process.stdout
