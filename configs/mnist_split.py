@@ -1,7 +1,8 @@
 """MNIST, 6 digits known and the other 4 unknown: mean AUROC of five splits.
 
 The held-back digits are all that comes as unknown. Net and training are those
-of configs/mnist.py. All five splits and their mean, then the fourth alone:
+of configs/mnist.py, with shifts and rotations. All five splits and their mean,
+then the fourth alone:
 
   python -m crosr_jax.prepare mnist
   python -m crosr_jax.compare --config=configs/mnist_split.py --systems=dhrnet
@@ -41,6 +42,12 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   types.check_choice('variant', variant, VARIANTS)
   config = mnist.get_config()
   config.evaluation.unknown_sets = ()
+  # Chosen on known digits alone: of the first split four trained on for 2,000
+  # steps, 3 and 8 kept back as unknowns, AUROC on the select and calibrate
+  # parts: maximum logit .981 against .973 without, CROSR as published .980
+  # against .972.
+  config.train.shift = 2
+  config.train.rotate = 10.0
   config.data.splits = (
     PUBLISHED if variant == 'published' else splits.distinct(10, 6, 5, seed=0)
   )
