@@ -248,7 +248,10 @@ def parse_tail(tail: str) -> dict[str, Any]:
   try:
     if tail.endswith('%'):
       return {'tail_share': float(tail[:-1]) / 100}
-    return {'tail_size': int(tail)}
+    size = int(tail)
+    if not 0 < size < 2**31:
+      raise ValueError
+    return {'tail_size': size}
   except (AttributeError, ValueError):
     raise types.UsageError(
       "tail must be 'auto', a number of samples as '20' or a share of the "

@@ -103,7 +103,9 @@ def test_tails_in_words(tail, expected):
   assert weibull.parse_tail(tail) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize('tail', ['', '%', '0.05', 'five', '1e3', '5 %%', 5])
+@pytest.mark.parametrize(
+  'tail', ['', '%', '0', '-3', '9' * 20, '0.05', 'five', '1e3', '5 %%', 5]
+)
 def test_bad_tails(tail):
   with pytest.raises(ValueError, match=r"tail must be 'auto', .* got"):
     weibull.parse_tail(tail)
@@ -113,6 +115,7 @@ def test_bad_tails(tail):
   ('fields', 'message'),
   [
     ({'tail': '1'}, 'tail_size must be at least 2'),
+    ({'tail': '0%'}, 'either tail_size or tail_share'),
     ({'tail': '120%'}, r'tail_share must be in \(0, 1\]'),
     ({'tail': 'nan%'}, r'tail_share must be in \(0, 1\]'),
     ({'vector': 'logits'}, 'crosr_y'),
