@@ -79,9 +79,8 @@ class Scored(NamedTuple):
   notes: list[str]  # what the fits warned of
   scores: dict[str, dict[str, types.Scores]]  # by method, then part
   thresholds: dict[str, float]  # by method, from held-out knowns
-  tail: (
-    types.TailChoice | None
-  )  # how the lead's tail was chosen; None: it was given
+  # How the lead's tail was chosen; None: it was given.
+  tail: types.TailChoice | None
   decision: str  # that is followed, never 'auto'
   threshold: float  # of the decision, where it needs one
   decided: dict[str, np.ndarray]  # by part: the lead's classes, -1 = unknown
@@ -496,7 +495,8 @@ def _promise(config: config_dict.ConfigDict, scored: Scored) -> list[str]:
     return []
   return [
     f'No tail makes argmax reject {wanted:.1%} of known samples: the best, '
-    f'{scored.tail.share:.1%} of each class, rejects {rejected:.1%} of those '
+    f'{scored.tail.share:.1%} of each class and at least '
+    f'{weibull.SMALLEST_SHARED_TAIL} samples, rejects {rejected:.1%} of those '
     'held out for thresholds. The decision "calibrated" keeps to it.'
   ]
 

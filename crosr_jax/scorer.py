@@ -364,8 +364,9 @@ def _suitable(
     )
   if model.vector not in wanted:
     raise types.UsageError(
-      f'method {method!r} needs a model fitted on vector={wanted[0]!r}, this '
-      f'one was fitted on {model.vector!r}'
+      f'method {method!r} needs a model fitted on vector='
+      f'{" or ".join(map(repr, wanted))}, this one was fitted on '
+      f'{model.vector!r}'
     )
   return model
 
