@@ -22,8 +22,8 @@ import numpy as np
 
 from crosr_jax import scorer, types, weibull
 
-# Denser ones would tell no more: neighbours differ by about as much as the count
-# of some thousand held-out samples does by chance.
+# Denser ones would tell no more: neighbours differ by about as much as the
+# count of some thousand held-out samples does by chance.
 SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4)
 DECISIONS = (*scorer.DECISIONS, 'auto')
 # Beyond these times `reject_known`, argmax does not keep what was asked for.
