@@ -195,6 +195,7 @@ def evaluate(
     'auroc': auroc(a, b),
     'aupr': aupr(a, b),
     'fpr95': fpr_at_tpr(a, b),
+    'fpr99': fpr_at_tpr(a, b, 0.99),
     'oscr': oscr(a, b, closed_prediction[: len(a)] == label),
   }
   if is_probability:

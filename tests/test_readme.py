@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What README and docs show works as it stands there."""
 
 import re
 
@@ -14,8 +14,10 @@ def _blocks(language):
 def test_python_blocks_run():
   blocks = _blocks('python')
   assert blocks
+  # One after the other: a later one goes on where an earlier one ended.
+  names = {}
   for block in blocks:
-    exec(compile(block, 'README.md', 'exec'), {})
+    exec(compile(block, 'README.md', 'exec'), names)
 
 
 def test_the_check_runs_the_commands_of_the_readme():
@@ -28,7 +30,18 @@ def test_the_check_runs_the_commands_of_the_readme():
 
 
 def test_links_lead_somewhere():
-  links = re.findall(r'\]\(([^)]+)\)', _README)
-  local = [link for link in links if not link.startswith('https://')]
-  assert local
-  assert [link for link in local if not (ROOT / link).exists()] == []
+  pages = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')]
+  assert len(pages) > 2
+  for page in pages:
+    links = re.findall(r'\]\(([^)]+)\)', page.read_text())
+    local = [link for link in links if not link.startswith('https://')]
+    missing = [link for link in local if not (page.parent / link).exists()]
+    assert missing == [], page
+
+
+def test_commands_in_the_docs_name_what_there_is():
+  texts = [_README, *(x.read_text() for x in (ROOT / 'docs').glob('*.md'))]
+  for command in re.findall(r'python -m crosr_jax\.(\w+)', ' '.join(texts)):
+    assert (ROOT / 'crosr_jax' / f'{command}.py').exists(), command
+  for config in re.findall(r'--config=(configs/\w+\.py)', ' '.join(texts)):
+    assert (ROOT / config).exists(), config
