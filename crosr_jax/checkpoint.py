@@ -254,10 +254,11 @@ def load_fitted(
     for key in arrays.files:
       name, field = key.split('/')
       models.setdefault(name, {})[field] = arrays[key]
-  return {
-    name: types.WeibullModel(**{**fields, 'vector': str(fields['vector'])})
-    for name, fields in models.items()
-  }, info
+  for fields in models.values():
+    # A file from before there was a width has none.
+    width = int(fields.get('latent_width', 0))
+    fields |= {'vector': str(fields['vector']), 'latent_width': width}
+  return {n: types.WeibullModel(**x) for n, x in models.items()}, info
 
 
 def _saved(state: Any) -> dict[str, Any]:

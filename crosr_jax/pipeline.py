@@ -110,7 +110,7 @@ def run(
     ValueError: where a field or the workdir cannot be used, or a stage fails;
       one line that names the value and the way out.
   """
-  _check(config)
+  check_config(config)
   with _opened(config, name, workdir):
     logging.info('reading %s', config.data.name)
     benchmark = data.load(
@@ -169,9 +169,9 @@ def run(
 
 def check(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """Raises where `run` would refuse a field, or the workdir of another run."""
-  _check(config)
+  check_config(config)
   if (workdir / 'config.json').exists():
-    _bind(config, workdir)
+    bind(config, workdir)
 
 
 def check_sections(config: config_dict.ConfigDict) -> None:
@@ -189,14 +189,12 @@ def _opened(
   config: config_dict.ConfigDict, name: str, workdir: pathlib.Path
 ) -> Iterator[None]:
   """Makes the workdir, binds it to the config, and keeps a log in it."""
-  if config.deterministic:
-    flag = '--xla_gpu_deterministic_ops=true'
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
+  set_deterministic(config)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     for folder in (workdir, workdir / 'figures'):
       files.sweep(folder)
-    _bind(config, workdir)
+    bind(config, workdir)
     # Last, so that a workdir that is refused leaves no open file.
     handler = logging.FileHandler(workdir / 'run.log')
   except OSError as error:
@@ -223,11 +221,18 @@ def _opened(
     handler.close()
 
 
+def set_deterministic(config: config_dict.ConfigDict) -> None:
+  """Before JAX is first used: bit-equal training on GPU, where asked for."""
+  if config.deterministic:
+    flag = '--xla_gpu_deterministic_ops=true'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
+
+
 def _record(message: str) -> logging.LogRecord:
   return logging.LogRecord('', logging.ERROR, '', 0, message, None, None)
 
 
-def _check(config: config_dict.ConfigDict) -> None:
+def check_config(config: config_dict.ConfigDict) -> None:
   """Looks first at what is used last: a typo must not cost a training."""
   check_sections(config)
   for name, value in _flat(_plain(config)).items():
@@ -261,7 +266,7 @@ def _check(config: config_dict.ConfigDict) -> None:
       raise types.UsageError(f'config.{name}: {error}') from None
 
 
-def _bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """Raises where the workdir was made with another config."""
   path = workdir / 'config.json'
   bound = _bound(config)
@@ -486,18 +491,22 @@ def _result(
 
 def _promise(config: config_dict.ConfigDict, scored: Scored) -> list[str]:
   """What to know where argmax does not reject what was asked for."""
-  if scored.tail is None or config.scorer.decision == 'half':
+  if config.scorer.decision not in ('auto', 'argmax'):
     return []
   wanted = config.scorer.reject_known
   found = scored.scores[scored.lead]['calibrate'].prediction
   rejected = float(np.mean(found == types.UNKNOWN))
   if choice.decision(rejected, wanted) == 'argmax':
     return []
+  told = (
+    f'Argmax rejects {rejected:.1%} of the {len(found):,} known samples held '
+    f'out for thresholds, asked for was {wanted:.1%} (scorer.reject_known)'
+  )
+  if config.scorer.decision == 'argmax':
+    return [f'{told}; the decision "calibrated" would keep to it.']
   return [
-    f'No tail makes argmax reject {wanted:.1%} of known samples: the best, '
-    f'{scored.tail.share:.1%} of each class and at least '
-    f'{weibull.SMALLEST_SHARED_TAIL} samples, rejects {rejected:.1%} of those '
-    'held out for thresholds. The decision "calibrated" keeps to it.'
+    f'{told}: the decision is "calibrated", a threshold that keeps to it. F1 '
+    'argmax is still the reading of argmax.'
   ]
 
 

@@ -2,8 +2,8 @@
 
 A net is trained on a part of the known classes. The held-out classes' samples
 are near unknowns; images made of known ones (data/standins.py) are far ones.
-Known samples are of the select and calibrate parts: the net was trained on
-neither, and the calibrate part chose nothing.
+Known samples are those of the calibrate part, which the net was not trained on
+and which chose nothing; stand-ins are made of them and of the select part.
 """
 
 import functools
@@ -78,8 +78,14 @@ def run(
   Raises:
     UserError: where a field cannot be used.
   """
-  pipeline.check_sections(config)
-  num_classes = len(_load(config, (), data_dir).class_names)
+  pipeline.check_config(config)
+  if config.counterfactual.count:
+    raise types.UsageError(
+      f'counterfactual.count={config.counterfactual.count}: recipes of nets '
+      'trained on generated unknowns are not ranked; set it to 0'
+    )
+  pipeline.set_deterministic(config)
+  num_classes = len(_load(_only(config, ()), data_dir).class_names)
   known = _known_classes(config, num_classes)
   if not 2 <= hold_out <= len(known) - 2:
     raise types.UsageError(
@@ -92,11 +98,15 @@ def run(
     kept = [known[k] for k in positions]
     held = [k for k in known if k not in kept]
     logging.info('fold %d of %d: classes %s kept back', i + 1, folds, held)
-    benchmark, near = (
-      _load(config, splits.others(some, num_classes), data_dir)
-      for some in (kept, held)
+    changed, for_near = (
+      _only(config, splits.others(some, num_classes)) for some in (kept, held)
     )
-    parts, accuracy = _parts(config, benchmark, near, workdir / f'fold{i}')
+    benchmark, near = (_load(c, data_dir) for c in (changed, for_near))
+    standins.check(*benchmark.select)
+    folder = workdir / f'fold{i}'
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline.bind(changed, folder)
+    parts, accuracy = _parts(changed, benchmark, near, folder)
     found.append(
       {
         'trained_on': kept,
@@ -148,14 +158,18 @@ def candidates(
   for name, fields in RECIPES.items():
     model = weibull.fit(train_part, **fields)
     rows[name] = functools.partial(_unknown_score, model=model, method='crosr')
-  held_out = weibull.fit(
-    train_part,
-    tail_features=select_part,
-    **(_EVIDENCE | {'tail_share': _HELD_OUT_TAIL}),
-  )
-  rows['evidence, tails of select'] = functools.partial(
-    _unknown_score, model=held_out, method='crosr'
-  )
+  try:
+    held_out = weibull.fit(
+      train_part,
+      tail_features=select_part,
+      **(_EVIDENCE | {'tail_share': _HELD_OUT_TAIL}),
+    )
+    rows['evidence, tails of select'] = functools.partial(
+      _unknown_score, model=held_out, method='crosr'
+    )
+  except types.UserError as error:
+    # It may be too small for that; the other candidates need no more of it.
+    logging.warning('tails of the select part are not ranked: %s', error)
   for name, without in (
     ('evidence without error', _without_error),
     ('evidence without code', _without_code),
@@ -244,25 +258,34 @@ def _known_classes(
   chosen = config.data.get('splits', ())
   if chosen:
     return splits.pick('data.splits', chosen, config.data.get('split', 0))
-  return splits.others(config.data.unknown_classes, num_classes)
+  return splits.others(
+    config.data.unknown_classes, num_classes, 'data.unknown_classes'
+  )
+
+
+def _only(
+  config: config_dict.ConfigDict, left_out: Sequence[int]
+) -> config_dict.ConfigDict:
+  """The config with these classes left out, and without any unknown."""
+  changed = config_dict.ConfigDict(config.to_dict())
+  for field, value in (
+    ('splits', ()),
+    ('split', 0),
+    ('unknown_classes', tuple(left_out)),
+    ('others_unknown', False),
+  ):
+    changed.data[field] = value
+  changed.evaluation.unknown_sets = ()
+  changed.evaluation.cifar100_splits = ()
+  return changed
 
 
 def _load(
-  config: config_dict.ConfigDict,
-  unknown: Sequence[int],
-  data_dir: pathlib.Path,
+  config: config_dict.ConfigDict, data_dir: pathlib.Path
 ) -> data.Benchmark:
-  """The benchmark with these classes left out, and without any unknown."""
-  fields = {
-    **config.data,
-    'splits': (),
-    'unknown_classes': unknown,
-    'others_unknown': False,
-    **config.evaluation,
-    'unknown_sets': (),
-    'cifar100_splits': (),
-  }
-  return data.load(seed=config.seed, data_dir=data_dir, **fields)
+  return data.load(
+    seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
+  )
 
 
 def _parts(

@@ -395,6 +395,7 @@ def _vector(
   features: types.Features, vector: str, model: types.WeibullModel | None
 ) -> np.ndarray:
   """The activation vectors, [N, D] float32."""
+  weibull.check_error(features)
   a = weibull.activation_vector(features, vector, np.float32)
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
@@ -405,6 +406,16 @@ def _vector(
   k = np.shape(features.logits)[1]
   if k < 2:
     raise types.UsageError(f'logits need at least 2 classes, got {k}')
+  if vector == 'evidence' and model is not None:
+    width = np.shape(features.latent)[1]
+    if not len(a) and (k, width) == (len(model.mav), model.latent_width):
+      # Of no sample one cannot tell whether it has an error.
+      return np.zeros((0, model.mav.shape[1]), np.float32)
+    if width != model.latent_width:
+      raise types.UsageError(
+        f'the model knows latents of width {model.latent_width}, the features '
+        f'have {width}'
+      )
   if model is not None and (k, a.shape[1]) != model.mav.shape:
     raise types.UsageError(
       f'the model knows {model.mav.shape[0]} classes and vectors of width '

@@ -97,6 +97,7 @@ class WeibullModel(NamedTuple):
   # error; and deviation, infinity where a part tells nothing.
   part_mean: np.ndarray = np.zeros((0, 3))
   part_deviation: np.ndarray = np.zeros((0, 3))
+  latent_width: int = 0  # L, of 'evidence' alone
 
 
 class TailChoice(NamedTuple):

@@ -130,7 +130,7 @@ def fit_stream(
   if vector == 'evidence':
     space = space.with_usual(_correct(blocks, vector))
   if tail_blocks is not None:
-    blocks, count = tail_blocks, _counts(tail_blocks, vector, mav)
+    blocks, count = tail_blocks, _counts(tail_blocks, vector, mav, width)
     _check_counts(count, class_names)
   wanted = _tail_counts(count, tail_size, tail_share)
   kept = np.minimum(wanted, count)
@@ -152,6 +152,7 @@ def fit_stream(
     dead=dead,
     part_mean=space.part_mean,
     part_deviation=space.part_deviation,
+    latent_width=width if vector == 'evidence' else 0,
   )
 
 
@@ -235,6 +236,23 @@ def cdf(
   x = ((np.asarray(distances, np.float64) - loc) - scale) / scale
   with np.errstate(divide='ignore', over='ignore'):
     return -np.expm1(-np.exp(shape * np.log1p(np.maximum(x, -1.0))))
+
+
+def check_error(features: types.Features) -> None:
+  """Raises a UsageError for reconstruction errors that cannot be used."""
+  error = np.asarray(features.reconstruction_error)
+  count = np.shape(features.label)[0]
+  if error.size and error.shape != (count,):
+    raise types.UsageError(
+      'reconstruction_error needs one number per sample, or none at all, got '
+      f'shape {error.shape} for {count} samples'
+    )
+  if np.any(error < 0):
+    row = np.flatnonzero(error < 0)[0]
+    raise types.UsageError(
+      f'reconstruction_error of sample {row} is {error[row]:g}; it is a mean '
+      'of squares, at least 0'
+    )
 
 
 def parse_tail(tail: str) -> dict[str, Any]:
@@ -372,14 +390,23 @@ def _largest(rows: Any, size: np.ndarray) -> np.ndarray:
 
 def _correct(blocks: Blocks, vector: str) -> '_Correct':
   """Vectors and labels of the correctly classified, by block; K and L."""
+  before = None
   for features in blocks():
     _check_features(features)
     label = np.asarray(features.label)
+    if not len(label):
+      continue
     logits = np.asarray(features.logits)
     right = np.argmax(logits, axis=1) == label
     a = activation_vector(features, vector)
     _check_finite(a, 'features')
     sizes = logits.shape[1], np.shape(features.latent)[1]
+    if before not in (None, (*sizes, a.shape[1])):
+      raise types.UsageError(
+        'blocks of features differ: classes, latent width and vector width '
+        f'were {before} and are {(*sizes, a.shape[1])}'
+      )
+    before = (*sizes, a.shape[1])
     yield a[right], label[right].astype(np.int64), sizes
 
 
@@ -399,18 +426,21 @@ def _class_means(
     count += np.bincount(label, minlength=num_classes)
     total += _sum_by_class(label, a - shift, num_classes)
   if not len(count):
-    raise types.UserError('no features to fit on: there is no block')
+    raise types.UserError('no features to fit on: there is no sample')
   return count, shift + total / np.maximum(count, 1)[:, None], width
 
 
-def _counts(blocks: Blocks, vector: str, mav: np.ndarray) -> np.ndarray:
+def _counts(
+  blocks: Blocks, vector: str, mav: np.ndarray, width: int
+) -> np.ndarray:
   """Correct samples per class of blocks other than those of the means, [K]."""
   count = np.zeros(len(mav), np.int64)
-  for a, label, (num_classes, _) in _correct(blocks, vector):
-    if (num_classes, a.shape[1]) != mav.shape:
+  for a, label, (num_classes, latent_width) in _correct(blocks, vector):
+    if (num_classes, a.shape[1]) != mav.shape or latent_width != width:
       raise types.UsageError(
-        f'tail_features have {num_classes} classes and vectors of width '
-        f'{a.shape[1]}, features {mav.shape[0]} and {mav.shape[1]}'
+        f'tail_features have {num_classes} classes, a latent of width '
+        f'{latent_width} and vectors of {a.shape[1]}, features {mav.shape[0]}, '
+        f'{width} and {mav.shape[1]}'
       )
     count += np.bincount(label, minlength=num_classes)
   return count
@@ -569,12 +599,7 @@ def _check_features(features: types.Features) -> None:
       'features need one row per sample in each part, got '
       f'{logits[0]}, {latent[0]} and {label[0]} rows'
     )
-  error = np.asarray(features.reconstruction_error)
-  if (error.size and error.shape != label) or np.any(error < 0):
-    raise types.UsageError(
-      'reconstruction_error needs one number of at least 0 per sample, or none '
-      f'at all, got shape {error.shape} for {label[0]} samples'
-    )
+  check_error(features)
   if label[0] and np.max(features.label) >= logits[1]:
     raise types.UsageError(
       f'label {np.max(features.label)} is out of range for logits of '

@@ -98,6 +98,7 @@ def test_by_hand():
     np.zeros(4, bool),
     np.array([[0, 1, 0.5], [0, 0, 0]]),
     np.array([[1, 1, 0.125], [1, 1, 1]]),
+    1,
   )
   one = types.Features(
     np.array([[2.0, 10]]), np.array([[9.0]]), np.array([0]), np.array([1.0])
@@ -195,7 +196,8 @@ def test_parts_that_never_move_tell_nothing(generator):
   ('error', 'message'),
   [
     (np.ones(3), r'shape \(3,\) for 600 samples'),
-    (-np.ones(600), 'at least 0'),
+    (np.ones((600, 1)), r'shape \(600, 1\) for 600 samples'),
+    (np.arange(600) - 0.5, 'of sample 0 is -0.5'),
     (np.full(600, np.nan), 'not finite'),
   ],
 )
@@ -203,6 +205,35 @@ def test_bad_errors(generator, error, message):
   features = _features(generator)._replace(reconstruction_error=error)
   with pytest.raises(ValueError, match=message):
     weibull.fit(features, vector='evidence', tail_size=20)
+  model = weibull.fit(_features(generator), vector='evidence', tail_size=20)
+  with pytest.raises(ValueError, match=message):
+    scorer.score(features, model)
+
+
+def test_no_samples(generator):
+  features = _features(generator)
+  model = weibull.fit(features, vector='evidence', tail_size=20)
+  none = types.Features(*(x[:0] for x in features))
+  assert scorer.score(none, model).probability.shape == (0, 5)
+  # As part of a stream, they change nothing.
+  stream = weibull.fit_stream(
+    lambda: [none, features, none], vector='evidence', tail_size=20
+  )
+  np.testing.assert_array_equal(stream.mav, model.mav)
+
+
+def test_widths_that_add_up_to_the_same_are_told_apart(generator):
+  # A latent of 5 and an error, or one of 6 and none.
+  narrow = _features(generator, width=5)
+  wide = _features(generator, width=6, error=False)
+  for a, b in ((narrow, wide), (wide, narrow)):
+    model = weibull.fit(a, vector='evidence', tail_size=20)
+    with pytest.raises(ValueError, match='latents of width'):
+      scorer.score(b, model)
+    with pytest.raises(ValueError, match='a latent of width'):
+      weibull.fit(a, vector='evidence', tail_size=20, tail_features=b)
+    with pytest.raises(ValueError, match='blocks of features differ'):
+      weibull.fit_stream(lambda: [a, b], vector='evidence', tail_size=20)  # noqa: B023
 
 
 def test_a_model_with_error_needs_errors(generator):
@@ -228,7 +259,7 @@ def test_tails_of_other_samples(generator):
   )
   np.testing.assert_allclose(model.shape, expected[0], rtol=1e-4)
   np.testing.assert_allclose(model.loc, expected[1], rtol=1e-4)
-  with pytest.raises(ValueError, match=r'tail_features have 4 classes .* 8'):
+  with pytest.raises(ValueError, match=r'tail_features have 4 classes'):
     weibull.fit(train, tail_features=_features(generator, width=3), **fields)
   few = types.Features(*(x[:5] for x in held_out))
   with pytest.raises(ValueError, match='class 1: 1 correctly'):

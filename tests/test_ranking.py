@@ -120,12 +120,73 @@ def test_ranks_without_any_test_sample(ranked):
   assert len(lines) == len(rows) + 2 + 1 + 4 + 2
 
 
-def test_a_finished_ranking_trains_nothing(ranked, small, caplog):
+def _changes(workdir):
+  files = (workdir / 'fold0' / 'checkpoints').rglob('*')
+  return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_a_finished_ranking_trains_nothing(ranked, small):
   result, workdir, _ = ranked
-  before = (workdir / 'ranking.md').read_text()
+  before = _changes(workdir)
   again = ranking.run(small, workdir, workdir, hold_out=3, folds=1)
   assert again['mean'] == result['mean']
-  assert (workdir / 'ranking.md').read_text() == before
+  assert before and _changes(workdir) == before
+
+
+def test_another_training_is_refused(ranked, small):
+  _, workdir, _ = ranked
+  for change, told in (
+    ({'train.shift': 2}, 'train.shift was 1 and is now 2'),
+    ({'seed': 1}, 'seed was 0 and is now 1'),
+    ({'data.unknown_classes': (0, 1, 2)}, 'data.unknown_classes was'),
+  ):
+    other = small.copy_and_resolve_references()
+    other.update_from_flattened_dict(change)
+    with pytest.raises(types.UsageError, match=told):
+      ranking.run(other, workdir, workdir, hold_out=3, folds=1)
+
+
+def test_the_split_that_is_named(small, tmp_path, monkeypatch):
+  trained = []
+
+  def parts(config, benchmark, near, folder):
+    trained.append((benchmark.class_names, near.class_names))
+    raise types.UserError('enough')
+
+  monkeypatch.setattr(ranking, '_parts', parts)
+  config = small.copy_and_resolve_references()
+  config.data.unknown_classes = ()
+  config.data.splits, config.data.split = ((0, 1, 2, 3), (5, 6, 7, 8, 9)), 1
+  with pytest.raises(types.UserError, match='enough'):
+    ranking.run(config, tmp_path, tmp_path, hold_out=2, folds=1)
+  known, near = trained[0]
+  assert len(known) == 3 and set(known) | set(near) == set('56789')
+
+
+@pytest.mark.parametrize(
+  ('change', 'told'),
+  [
+    ({'seed': -1}, 'seed must be at least 0'),
+    ({'data.unknown_classes': (12,)}, 'data.unknown_classes: 12 is no class'),
+    (
+      {'counterfactual.count': 9, 'model.lateral': 'none'},
+      'counterfactual.count=9',
+    ),
+  ],
+)
+def test_configs_that_cannot_be_ranked(small, tmp_path, change, told):
+  config = small.copy_and_resolve_references()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(types.UsageError, match=told):
+    ranking.run(config, tmp_path, tmp_path, hold_out=3, folds=1)
+
+
+def test_images_that_no_stand_in_can_be_made_of(generator):
+  image, label = _images(generator, side=9)
+  with pytest.raises(types.UserError, match=r'even height .* 9 x 9'):
+    standins.make(image, label, 0)
+  with pytest.raises(types.UserError, match='at least two classes'):
+    standins.make(image[:, :8, :8], 0 * label, 0)
 
 
 @pytest.mark.parametrize('count', [1, 6, -1])

@@ -57,8 +57,10 @@ def pick(
   return tuple(sorted(classes))
 
 
-def others(known: Sequence[int], num_classes: int) -> tuple[int, ...]:
-  """Classes that are not known.
+def others(
+  known: Sequence[int], num_classes: int, field: str = 'data.splits'
+) -> tuple[int, ...]:
+  """Classes that are not among these, which a field of the config names.
 
   Raises:
     UsageError: for a class that does not exist.
@@ -66,7 +68,7 @@ def others(known: Sequence[int], num_classes: int) -> tuple[int, ...]:
   for k in known:
     if k not in range(num_classes):
       raise types.UsageError(
-        f'data.splits: {k} is no class, choose from 0..{num_classes - 1}'
+        f'{field}: {k} is no class, choose from 0..{num_classes - 1}'
       )
   return tuple(k for k in range(num_classes) if k not in known)
 

@@ -8,6 +8,8 @@ for ranking recipes, never for training and never for a threshold.
 import numpy as np
 from PIL import Image
 
+from crosr_jax import types
+
 # Standard deviation of the noise, in 255ths.
 _SPECKLE = 32.0
 # Of a 2x2 board: where each quarter comes from, no quarter at its place.
@@ -28,7 +30,11 @@ def make(
     image: [N, H, W, C] uint8, H and W even.
     label: [N], of at least two classes.
     seed: of what is drawn.
+
+  Raises:
+    UserError: for other images.
   """
+  check(image, label)
   generator = np.random.default_rng(seed)
   _, height, width, _ = image.shape
   half = (width // 2, height // 2)
@@ -49,6 +55,21 @@ def make(
     'speckle': np.clip(image + noise, 0, 255).astype(np.uint8),
     'negative': 255 - image,
   }
+
+
+def check(image: np.ndarray, label: np.ndarray) -> None:
+  """Raises a UserError for images that no stand-ins can be made of."""
+  height, width = image.shape[1:3]
+  if height % 2 or width % 2:
+    raise types.UserError(
+      f'stand-ins need images of even height and width, these have {height} x '
+      f'{width} pixels'
+    )
+  if len(np.unique(label)) < 2:
+    raise types.UserError(
+      'stand-ins need known samples of at least two classes; raise '
+      'data.select_share or data.calibrate_share'
+    )
 
 
 def _of_another_class(
