@@ -1,9 +1,12 @@
 """Tail and decision from known samples: the rule, by hand and by law."""
 
+import types as python_types
+
 import numpy as np
 import pytest
+from conftest import CONFIGS
 
-from crosr_jax import choice, scorer, types, weibull
+from crosr_jax import choice, pipeline, scorer, types, weibull
 
 
 def _features(generator, n, spread=1.0, k=3, width=5):
@@ -127,3 +130,35 @@ def test_bad_recipes(fields, message):
   choice.check_recipe(**good)
   with pytest.raises(ValueError, match=message):
     choice.check_recipe(**{**good, **fields})
+
+
+@pytest.mark.parametrize(
+  ('asked', 'followed', 'rejected', 'told'),
+  [
+    ('auto', 'argmax', 2, None),
+    ('auto', 'calibrated', 6, 'the decision is "calibrated"'),
+    ('argmax', 'argmax', 6, '"calibrated" would keep to it'),
+    ('argmax', 'argmax', 2, None),
+    ('tpr95', 'tpr95', 6, None),
+    ('half', 'half', 6, None),
+  ],
+)
+def test_the_report_says_where_argmax_does_not_keep_to_it(
+  asked, followed, rejected, told
+):
+  config = CONFIGS['digits'].copy_and_resolve_references()
+  config.scorer.decision, config.scorer.reject_known = asked, 0.02
+  # Whether the tail was chosen or given.
+  prediction = np.where(np.arange(100) < rejected, types.UNKNOWN, 0)
+  scores = types.Scores(np.zeros((100, 2)), prediction, np.arange(100.0))
+  scored = python_types.SimpleNamespace(
+    lead='crosr', scores={'crosr': {'calibrate': scores}}, decision=followed
+  )
+  assert pipeline._decision(config, scores)[0] == followed
+  notes = pipeline._promise(config, scored)
+  if told is None:
+    assert notes == []
+  else:
+    assert len(notes) == 1 and told in notes[0]
+    assert 'rejects 6.0% of the 100 known samples' in notes[0]
+    assert 'asked for was 2.0%' in notes[0]
