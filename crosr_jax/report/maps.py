@@ -29,8 +29,10 @@ def embedding(
   logits = [material.features[name].logits[i] for name, i in rows.items()]
   joint = [material.activation[name][i] for name, i in rows.items()]
   shown = [('Logits y alone', logits)]
-  if joint[0].shape[1] > logits[0].shape[1]:
-    shown.append(('Activation vector [y, z]', joint))
+  latent = material.features['test'].latent.shape[1]
+  if more := joint[0].shape[1] - logits[0].shape[1]:
+    named = '[y, z]' if more == latent else '[y, z, log error]'
+    shown.append((f'Activation vector {named}', joint))
   fig, grid = style.panels(len(shown), width=5.0, height=4.7)
   for ax, (title, parts) in zip(grid, shown, strict=True):
     point = place(np.concatenate(parts), seed)
