@@ -60,28 +60,41 @@ def tail(
       "tail 'auto' is chosen on held-out known samples, there are none; raise "
       'data.select_share, or give the tail as a number or a share'
     )
-  rejected = []
-  for share in SHARES:
-    model = weibull.fit(
-      train,
-      vector=vector,
-      scaling=scaling,
-      tail_share=share,
-      tail_features=tail_features,
-      class_names=class_names,
+  models = weibull.fit_shares(
+    train,
+    SHARES,
+    vector=vector,
+    scaling=scaling,
+    tail_features=tail_features,
+    class_names=class_names,
+  )
+  of_train, of_held_out = (
+    tuple(
+      float(np.mean(scorer.score(part, model).prediction == types.UNKNOWN))
+      for model in models
     )
-    rejected.append(
-      [
-        float(np.mean(scorer.score(x, model).prediction == types.UNKNOWN))
-        for x in (train, held_out)
-      ]
-    )
-  of_train, of_held_out = zip(*rejected, strict=True)
+    for part in (train, held_out)
+  )
+  return _nearest(reject_known, of_train, of_held_out, len(held_out.label))
+
+
+def again(found: types.TailChoice, reject_known: float) -> types.TailChoice:
+  """The choice for another share of known samples, from the same trials."""
+  check_reject_known(reject_known)
+  return _nearest(reject_known, found.train, found.held_out, found.num_held_out)
+
+
+def _nearest(
+  reject_known: float,
+  of_train: tuple[float, ...],
+  of_held_out: tuple[float, ...],
+  num_held_out: int,
+) -> types.TailChoice:
   away = np.abs(np.asarray(of_held_out) - reject_known)
   # argmin takes the first, the smallest, of equals.
   share = SHARES[int(np.argmin(away))]
   return types.TailChoice(
-    share, reject_known, SHARES, of_train, of_held_out, len(held_out.label)
+    share, reject_known, SHARES, of_train, of_held_out, num_held_out
   )
 
 

@@ -109,7 +109,7 @@ def score(
     method=method,
     alpha=min(alpha, num_classes),
     k=num_classes,
-    width=_width_of_evidence(features, model),
+    width=_width_of_evidence(model),
   )
   probability, unknown_score = _by_blocks(program, a, fitted, num_classes)
   if not np.isfinite(unknown_score).all():
@@ -142,7 +142,7 @@ def distances(
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
   a = _vector(features, model.vector, model)
   program = functools.partial(
-    _distance_program, width=_width_of_evidence(features, model)
+    _distance_program, width=_width_of_evidence(model)
   )
   (result,) = _by_blocks(program, a, _float32(model), len(model.mav))
   return result
@@ -383,12 +383,10 @@ def _float32(model: types.WeibullModel) -> _Fitted:
   return _Fitted(center, unit, *(x.astype(np.float32) for x in arrays))
 
 
-def _width_of_evidence(
-  features: types.Features, model: types.WeibullModel | None
-) -> int | None:
+def _width_of_evidence(model: types.WeibullModel | None) -> int | None:
   if model is None or model.vector != 'evidence':
     return None
-  return np.shape(features.latent)[1]
+  return model.latent_width
 
 
 def _vector(

@@ -123,6 +123,58 @@ def fit_stream(
   check_recipe(
     vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
   )
+  (fitted,) = _fit(
+    blocks, vector, scaling, [(tail_size, tail_share)], tail_blocks, class_names
+  )
+  return fitted
+
+
+def fit_shares(
+  features: types.Features,
+  shares: Sequence[float],
+  *,
+  vector: str = 'joint',
+  scaling: str = 'none',
+  tail_features: types.Features | None = None,
+  class_names: Sequence[str] = (),
+) -> list[types.WeibullModel]:
+  """`fit` for each of several tail shares; all but the tails is computed once.
+
+  Args:
+    features: see `fit`.
+    shares: a tail_share each.
+    vector: see `fit`.
+    scaling: see `fit`.
+    tail_features: see `fit`.
+    class_names: see `fit`.
+
+  Returns:
+    What `fit` returns for each, bit for bit.
+
+  Raises:
+    ValueError: as `fit`.
+  """
+  for share in shares:
+    check_recipe(vector=vector, scaling=scaling, tail_share=share)
+  return _fit(
+    lambda: [features],
+    vector,
+    scaling,
+    [(0, share) for share in shares],
+    None if tail_features is None else lambda: [tail_features],
+    class_names,
+  )
+
+
+def _fit(
+  blocks: Blocks,
+  vector: str,
+  scaling: str,
+  lengths: Sequence[tuple[int, float]],
+  tail_blocks: Blocks | None,
+  class_names: Sequence[str],
+) -> list[types.WeibullModel]:
+  """A model for each length of the tails, (tail_size, tail_share)."""
   count, mav, width = _class_means(blocks, vector)
   _check_counts(count, class_names)
   scale, dead = _feature_scale(blocks, vector, scaling, count, mav, width)
@@ -132,28 +184,33 @@ def fit_stream(
   if tail_blocks is not None:
     blocks, count = tail_blocks, _counts(tail_blocks, vector, mav, width)
     _check_counts(count, class_names)
-  wanted = _tail_counts(count, tail_size, tail_share)
-  kept = np.minimum(wanted, count)
-  tails = _Tails(kept)
+  wanted = [_tail_counts(count, *length) for length in lengths]
+  kept = [np.minimum(size, count) for size in wanted]
+  tails = _Tails(np.max(kept, axis=0))
   for a, label, _ in _correct(blocks, vector):
     tails.add(label, space.distance(a, label))
-  _warn_short(wanted, count, class_names)
-  shape, loc, tail_scale = _maximum_likelihood(
-    tails.padded(), kept, class_names=class_names
-  )
-  return types.WeibullModel(
-    vector=vector,
-    feature_scale=scale,
-    mav=mav,
-    shape=shape,
-    loc=loc,
-    scale=tail_scale,
-    tail_count=kept,
-    dead=dead,
-    part_mean=space.part_mean,
-    part_deviation=space.part_deviation,
-    latent_width=width if vector == 'evidence' else 0,
-  )
+  models = []
+  for size, keep in zip(wanted, kept, strict=True):
+    _warn_short(size, count, class_names)
+    shape, loc, tail_scale = _maximum_likelihood(
+      tails.padded(keep), keep, class_names=class_names
+    )
+    models.append(
+      types.WeibullModel(
+        vector=vector,
+        feature_scale=scale,
+        mav=mav,
+        shape=shape,
+        loc=loc,
+        scale=tail_scale,
+        tail_count=keep,
+        dead=dead,
+        part_mean=space.part_mean,
+        part_deviation=space.part_deviation,
+        latent_width=width if vector == 'evidence' else 0,
+      )
+    )
+  return models
 
 
 def fit_tails(
@@ -301,7 +358,7 @@ class _Space(NamedTuple):
   part_mean: np.ndarray = np.zeros((0, 3))  # [K, 3] of 'evidence'
   part_deviation: np.ndarray = np.zeros((0, 3))
 
-  def with_usual(self, correct: '_Correct') -> '_Space':
+  def with_usual(self, correct: _Correct) -> '_Space':
     """The same with mean and deviation of the parts of training samples."""
     num_classes = len(self.mav)
     count = np.zeros(num_classes)
@@ -364,11 +421,12 @@ class _Tails:
     self._floor[label[last]] = distance[last]
     self._label, self._distance = label[keep], distance[keep]
 
-  def padded(self) -> np.ndarray:
-    """The tails, [K, t], each row filled up with NaN."""
+  def padded(self, size: np.ndarray) -> np.ndarray:
+    """The size[k] largest, [K, t], each row filled up with NaN."""
     column = np.concatenate([np.arange(n) for n in self._size])
-    tail = np.full((len(self._size), self._size.max()), np.nan)
-    tail[self._label, column] = self._distance
+    within = column < size[self._label]
+    tail = np.full((len(size), size.max()), np.nan)
+    tail[self._label[within], column[within]] = self._distance[within]
     return tail
 
 
@@ -388,7 +446,7 @@ def _largest(rows: Any, size: np.ndarray) -> np.ndarray:
   return tail
 
 
-def _correct(blocks: Blocks, vector: str) -> '_Correct':
+def _correct(blocks: Blocks, vector: str) -> _Correct:
   """Vectors and labels of the correctly classified, by block; K and L."""
   before = None
   for features in blocks():

@@ -48,6 +48,16 @@ def test_rejects_what_was_asked_for(generator, vector):
     assert choice.decision(rejected, wanted) == 'argmax'
 
 
+def test_another_share_of_the_same_trials(generator):
+  parts = _features(generator, 6_000), _features(generator, 3_000)
+  fields = {'vector': 'joint', 'scaling': 'none'}
+  found = choice.tail(*parts, reject_known=0.01, **fields)
+  other = choice.tail(*parts, reject_known=0.1, **fields)
+  assert choice.again(found, 0.1) == other != found
+  with pytest.raises(ValueError, match='reject_known must be in'):
+    choice.again(found, 0.0)
+
+
 def test_held_out_samples_farther_out_need_shorter_tails(generator):
   train = _features(generator, 6_000)
   fields = {'reject_known': 0.05, 'vector': 'joint', 'scaling': 'none'}

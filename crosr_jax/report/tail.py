@@ -14,8 +14,7 @@ def tail(material: material_lib.Material) -> style.Picture | None:
     return None
   share, held_out = np.asarray(chosen.shares), np.asarray(chosen.held_out)
   fig, (ax,) = style.panels(1, width=6.6, height=4.0)
-  # What the count of held-out samples leaves open.
-  error = 2 * np.sqrt(held_out * (1 - held_out) / chosen.num_held_out)
+  error = _open(chosen)
   ax.fill_between(
     share, held_out - error, held_out + error, color=style.KNOWN, alpha=0.15
   )
@@ -61,11 +60,16 @@ def tail(material: material_lib.Material) -> style.Picture | None:
   )
 
 
+def _open(chosen: types.TailChoice) -> np.ndarray:
+  """Two standard errors: what the count of held-out samples leaves, [T]."""
+  share = np.asarray(chosen.held_out)
+  return 2 * np.sqrt(share * (1 - share) / chosen.num_held_out)
+
+
 def _as_well(chosen: types.TailChoice) -> str:
   """Range of the shares that held-out samples cannot tell from the chosen."""
-  held_out = np.asarray(chosen.held_out)
-  error = 2 * np.sqrt(held_out * (1 - held_out) / chosen.num_held_out)
-  near = np.abs(held_out - chosen.reject_known) <= error
+  away = np.abs(np.asarray(chosen.held_out) - chosen.reject_known)
+  near = away <= _open(chosen)
   fits = np.asarray(chosen.shares)[near]
   if not len(fits):
     return 'none does'
