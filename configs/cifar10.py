@@ -74,7 +74,6 @@ def _fast(config: ConfigDict) -> None:
   config.train.clip_norm = 0.0
   config.train.schedule = 'linear'
   config.train.warmup_share = 0.1
-  config.train.label_smoothing = 0.1
   config.train.average = 0.99
   config.train.shift = 4
   config.train.shift_fill = 'reflect'

@@ -47,7 +47,7 @@ def _distances(train, found):
     error = deviations(lambda f: np.log(f.reconstruction_error)[:, None])
     parts.append([np.linalg.norm(x, axis=-1) for x in error])
   square = np.zeros(y.shape[:2])
-  for (usual, new), weight in zip(parts, (1.5, 0.5, 1.0), strict=False):
+  for (usual, new), weight in zip(parts, (2.5, 0.5, 1.0), strict=False):
     if usual.std() == 0:
       continue
     of_class = [usual[label == i] for i in range(k)]
@@ -86,9 +86,9 @@ def test_distances_equal_plain_numpy(generator, k, width, error):
 
 
 def test_by_hand():
-  # Class 0: own logit 1 below its mean of 3, in units of 0.5: 2, 3 weighted.
+  # Class 0: own logit 1 below its mean of 3, in units of 0.5: 2, 5 weighted.
   # Code 9 away, usually 1 +- 1: 8, 4 weighted. Log error 0, class mean 2,
-  # usually 0.5 +- 1.5: 1, but 12 with deviation 0.125.
+  # usually 0.5 +- 1.5: 1, but 20 with deviation 0.075.
   model = types.WeibullModel(
     'evidence',
     np.array([0.5, 1.0, 1.0, 1.0]),
@@ -97,14 +97,14 @@ def test_by_hand():
     np.full(2, 20),
     np.zeros(4, bool),
     np.array([[0, 1, 0.5], [0, 0, 0]]),
-    np.array([[1, 1, 0.125], [1, 1, 1]]),
+    np.array([[1, 1, 0.075], [1, 1, 1]]),
     1,
   )
   one = types.Features(
     np.array([[2.0, 10]]), np.array([[9.0]]), np.array([0]), np.array([1.0])
   )
   # Class 1: its logit is above the mean, its code and error are its own.
-  np.testing.assert_allclose(scorer.distances(one, model), [[13, 0]], rtol=1e-6)
+  np.testing.assert_allclose(scorer.distances(one, model), [[21, 0]], rtol=1e-6)
 
 
 @settings(max_examples=30)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import CONFIGS, ROOT
+from scipy import ndimage
 
 from crosr_jax import data, ranking, types
 from crosr_jax.data import standins
@@ -21,7 +22,7 @@ def _images(generator, n=40, side=8, channels=3):
 def test_stand_ins_are_images_of_the_same_kind(generator, side, channels):
   image, label = _images(generator, side=side, channels=channels)
   made = standins.make(image, label, seed=0)
-  assert len(made) == 7
+  assert len(made) == 8
   for name, found in made.items():
     assert found.shape == image.shape and found.dtype == np.uint8, name
     assert not (found == image).all(axis=(1, 2, 3)).any(), name
@@ -54,6 +55,8 @@ def test_stand_ins_by_law(generator):
         made['tiles'][quarter], made['tiles'][:, :4, :4]
       )
   np.testing.assert_array_equal(255 - made['negative'], image)
+  brightest = ndimage.maximum_filter(image, (1, 3, 3, 1), mode='nearest')
+  np.testing.assert_array_equal(made['outline'], brightest - image)
   middle = standins.make(np.pad(image[:, 2:6, 2:6], _AROUND), label, 0)['zoom']
   inner = (slice(None), slice(1, -1), slice(1, -1))
   np.testing.assert_array_equal(middle[inner], made['zoom'][inner])

@@ -6,7 +6,7 @@ for ranking recipes, never for training and never for a threshold.
 """
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from crosr_jax import types
 
@@ -24,7 +24,8 @@ def make(
   'blend': the mean of two images of different classes; 'quarters': the image's
   quarters at other places; 'zoom': its middle at twice the size; 'tiles': four
   copies at half the size; 'blur': halved and doubled again; 'speckle': with
-  normal noise added; 'negative': bright and dark exchanged.
+  normal noise added; 'negative': bright and dark exchanged; 'outline': how much
+  brighter the brightest neighbour is, thin lines around what is bright.
 
   Args:
     image: [N, H, W, C] uint8, H and W even.
@@ -54,6 +55,7 @@ def make(
     'blur': _resize(small, (width, height)),
     'speckle': np.clip(image + noise, 0, 255).astype(np.uint8),
     'negative': 255 - image,
+    'outline': _brightest_neighbour(image) - image,
   }
 
 
@@ -100,19 +102,26 @@ def _exchange_quarters(
   return np.concatenate([top, np.concatenate(placed[2:], axis=2)], axis=1)
 
 
+def _brightest_neighbour(image: np.ndarray) -> np.ndarray:
+  """Of each pixel and those around it, in each channel."""
+  brightest = [
+    np.asarray(_picture(x).filter(ImageFilter.MaxFilter(3))) for x in image
+  ]
+  return np.stack(brightest).reshape(image.shape)
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+
+
 def _resize(
   image: np.ndarray,
   size: tuple[int, int],
   box: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
   """Of a box of each image, bilinearly, to (width, height)."""
-  channels = image.shape[3]
   resized = [
-    Image.fromarray(x.squeeze(2) if channels == 1 else x).resize(
-      size, Image.Resampling.BILINEAR, box=box
-    )
+    np.asarray(_picture(x).resize(size, Image.Resampling.BILINEAR, box=box))
     for x in image
   ]
-  return np.stack([np.asarray(x) for x in resized]).reshape(
-    len(image), size[1], size[0], channels
-  )
+  return np.stack(resized).reshape(len(image), size[1], size[0], image.shape[3])
