@@ -27,6 +27,8 @@ LARGEST_LOG_ODDS = 1e20
 _DIRECT = 16_384
 _NEAREST = 8
 _ROWS = 256
+# Rows that activation vectors are made of together, a multiple of _ROWS.
+_SLICE = 16_384
 _CELLS = 1 << 22  # of a block's [B, K] and [B, D]: 16 MiB each
 
 
@@ -93,11 +95,33 @@ def score(
   """
   types.check_choice('method', method, METHODS)
   check_fields(alpha=alpha)
+  weibull.check_rows(features)
+  parts = [
+    _score(
+      types.Features(*(x[start : start + _SLICE] for x in features)),
+      start,
+      model,
+      method,
+      alpha,
+    )
+    for start in range(0, max(len(features.logits), 1), _SLICE)
+  ]
+  return types.Scores(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _score(
+  features: types.Features,
+  start: int,
+  model: types.WeibullModel | None,
+  method: str,
+  alpha: int,
+) -> types.Scores:
+  """`score` of a slice that begins at row `start`."""
   if METHODS[method].vectors:
     model = _suitable(model, method)
-    fitted, a = _float32(model), _vector(features, model.vector, model)
+    fitted, a = _float32(model), _vector(features, model.vector, model, start)
   else:
-    fitted, a = None, _vector(features, METHODS[method].reads, None)
+    fitted, a = None, _vector(features, METHODS[method].reads, None, start)
   num_classes = np.shape(features.logits)[1]
   if method == 'augmented' and a.shape[1] != num_classes + 1:
     raise types.UsageError(
@@ -115,7 +139,7 @@ def score(
   if not np.isfinite(unknown_score).all():
     row = np.flatnonzero(~np.isfinite(unknown_score))[0]
     raise types.UserError(
-      f'features of sample {row} are too large for float32 (they reach '
+      f'features of sample {start + row} are too large for float32 (they reach '
       f'{np.abs(a[row]).max():g}, and their distances overflow); divide all '
       'features by one number before fit and score'
     )
@@ -126,6 +150,50 @@ def score(
       np.int32
     ),
     unknown_score=unknown_score,
+  )
+
+
+def traced(
+  logits: Array,
+  latent: Array,
+  error: Array | None,
+  model: types.WeibullModel | None,
+  *,
+  method: str,
+  alpha: int,
+) -> tuple[Array, Array]:
+  """`score` for a program that JAX traces, the model a part of it.
+
+  Args:
+    logits: [B, K].
+    latent: [B, L].
+    error: [B], mean squared errors of the reconstructions; None = there is no
+      reconstruction.
+    model: see `score`.
+    method: see `score`.
+    alpha: see `score`.
+
+  Returns:
+    probability [B, K+1] and unknown_score [B].
+  """
+  num_classes = logits.shape[1]
+  reads = METHODS[method].reads
+  fitted = None
+  if METHODS[method].vectors:
+    model = _suitable(model, method)
+    fitted, reads = _float32(model), model.vector
+  parts = [logits]
+  if reads != 'logits':
+    parts.append(latent)
+  if reads == 'evidence' and error is not None:
+    parts.append(jnp.log(jnp.maximum(error, weibull.SMALLEST_ERROR))[:, None])
+  return _program(
+    jnp.concatenate(parts, axis=1),
+    fitted,
+    method=method,
+    alpha=min(alpha, num_classes),
+    k=num_classes,
+    width=_width_of_evidence(model),
   )
 
 
@@ -140,6 +208,7 @@ def distances(
   features: types.Features, model: types.WeibullModel
 ) -> np.ndarray:
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
+  weibull.check_error(features)
   a = _vector(features, model.vector, model)
   program = functools.partial(
     _distance_program, width=_width_of_evidence(model)
@@ -252,7 +321,7 @@ def _norms(x: Array, mav: Array) -> Array:
   exact = jax.lax.map(
     lambda i: jnp.sum(jnp.square(x - mav[i]), axis=1), nearest.T
   )
-  row = jnp.arange(len(x), dtype=nearest.dtype)[:, None]
+  row = jnp.arange(x.shape[0], dtype=nearest.dtype)[:, None]
   return jnp.sqrt(jnp.maximum(square.at[row, nearest].set(exact.T), 0.0))
 
 
@@ -375,7 +444,9 @@ def _float32(model: types.WeibullModel) -> _Fitted:
   center = model.mav.mean(axis=0).astype(np.float32)
   unit = (1.0 / model.feature_scale).astype(np.float32)
   mav = (model.mav - center) * unit
-  weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
+  weights = model.part_weight
+  if not len(weights):
+    weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
   arrays = (
     *(mav, model.shape, model.loc, model.scale, model.loc + model.scale),
     *(model.part_mean.T, (weights / model.part_deviation).T),
@@ -390,16 +461,18 @@ def _width_of_evidence(model: types.WeibullModel | None) -> int | None:
 
 
 def _vector(
-  features: types.Features, vector: str, model: types.WeibullModel | None
+  features: types.Features,
+  vector: str,
+  model: types.WeibullModel | None,
+  start: int = 0,
 ) -> np.ndarray:
-  """The activation vectors, [N, D] float32."""
-  weibull.check_error(features)
+  """The activation vectors, [N, D] float32; `start` is the first row's."""
   a = weibull.activation_vector(features, vector, np.float32)
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
     raise types.UserError(
-      f'features of sample {row} are not finite; look at its input and at the '
-      'training that made the net'
+      f'features of sample {start + row} are not finite; look at its input '
+      'and at the training that made the net'
     )
   k = np.shape(features.logits)[1]
   if k < 2:

@@ -98,6 +98,7 @@ class WeibullModel(NamedTuple):
   part_mean: np.ndarray = np.zeros((0, 3))
   part_deviation: np.ndarray = np.zeros((0, 3))
   latent_width: int = 0  # L, of 'evidence' alone
+  part_weight: np.ndarray = np.zeros(0)  # [3], of 'evidence' alone
 
 
 class TailChoice(NamedTuple):

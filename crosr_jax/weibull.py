@@ -18,7 +18,7 @@ of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,11 +32,13 @@ SMALLEST_SHARED_TAIL = 20
 # Below this share of its block's deviation a coordinate counts as dead.
 DEAD_SHARE = 1e-3
 # Of logit, code and error; chosen on known samples, docs/experiments.md.
-EVIDENCE_WEIGHTS = (1.5, 0.5, 1.0)
+EVIDENCE_WEIGHTS = (2.5, 0.5, 1.0)
 # A class's own deviation counts as this many samples of the pooled one more.
 _POOLED_SAMPLES = 20
 # Errors below it are taken as equal to it before the logarithm.
 SMALLEST_ERROR = 1e-12
+
+_ROWS = 16_384
 
 Blocks = Callable[[], Iterable[types.Features]]
 _Correct = Iterable[tuple[np.ndarray, np.ndarray, tuple[int, int]]]
@@ -79,12 +81,14 @@ def fit(
       cannot be fitted; the message names the class and the way out.
   """
   return fit_stream(
-    lambda: [features],
+    lambda: _sliced(features),
     vector=vector,
     scaling=scaling,
     tail_size=tail_size,
     tail_share=tail_share,
-    tail_blocks=None if tail_features is None else lambda: [tail_features],
+    tail_blocks=None
+    if tail_features is None
+    else lambda: _sliced(tail_features),
     class_names=class_names,
   )
 
@@ -157,13 +161,20 @@ def fit_shares(
   for share in shares:
     check_recipe(vector=vector, scaling=scaling, tail_share=share)
   return _fit(
-    lambda: [features],
+    lambda: _sliced(features),
     vector,
     scaling,
     [(0, share) for share in shares],
-    None if tail_features is None else lambda: [tail_features],
+    None if tail_features is None else lambda: _sliced(tail_features),
     class_names,
   )
+
+
+def _sliced(features: types.Features) -> Iterator[types.Features]:
+  """Blocks of rows: what is computed of them in float64 stays small."""
+  check_rows(features)
+  for start in range(0, max(len(features.label), 1), _ROWS):
+    yield types.Features(*(x[start : start + _ROWS] for x in features))
 
 
 def _fit(
@@ -208,6 +219,9 @@ def _fit(
         part_mean=space.part_mean,
         part_deviation=space.part_deviation,
         latent_width=width if vector == 'evidence' else 0,
+        part_weight=np.asarray(
+          EVIDENCE_WEIGHTS if vector == 'evidence' else (), np.float64
+        ),
       )
     )
   return models
@@ -293,6 +307,23 @@ def cdf(
   x = ((np.asarray(distances, np.float64) - loc) - scale) / scale
   with np.errstate(divide='ignore', over='ignore'):
     return -np.expm1(-np.exp(shape * np.log1p(np.maximum(x, -1.0))))
+
+
+def check_rows(features: types.Features) -> None:
+  """Raises a UsageError where the parts are not of the same samples."""
+  logits, latent = np.shape(features.logits), np.shape(features.latent)
+  label = np.shape(features.label)
+  if len(logits) != 2 or len(latent) != 2 or len(label) != 1:
+    raise types.UsageError(
+      'features need logits [N, K], latent [N, L] and label [N], got '
+      f'{logits}, {latent}, {label}'
+    )
+  if not logits[0] == latent[0] == label[0]:
+    raise types.UsageError(
+      'features need one row per sample in each part, got '
+      f'{logits[0]}, {latent[0]} and {label[0]} rows'
+    )
+  check_error(features)
 
 
 def check_error(features: types.Features) -> None:
@@ -645,27 +676,16 @@ def _check_tail(tail_size: int, tail_share: float) -> None:
 
 
 def _check_features(features: types.Features) -> None:
-  logits, latent = np.shape(features.logits), np.shape(features.latent)
-  label = np.shape(features.label)
-  if len(logits) != 2 or len(latent) != 2 or len(label) != 1:
-    raise types.UsageError(
-      'features need logits [N, K], latent [N, L] and label [N], got '
-      f'{logits}, {latent}, {label}'
-    )
-  if not logits[0] == latent[0] == label[0]:
-    raise types.UsageError(
-      'features need one row per sample in each part, got '
-      f'{logits[0]}, {latent[0]} and {label[0]} rows'
-    )
-  check_error(features)
-  if label[0] and np.max(features.label) >= logits[1]:
+  check_rows(features)
+  num_classes = np.shape(features.logits)[1]
+  if len(features.label) and np.max(features.label) >= num_classes:
     raise types.UsageError(
       f'label {np.max(features.label)} is out of range for logits of '
-      f'{logits[1]} classes; labels are 0..K-1, -1 for unknown'
+      f'{num_classes} classes; labels are 0..K-1, -1 for unknown'
     )
-  if logits[1] < 2:
+  if num_classes < 2:
     raise types.UsageError(
-      f'features need logits of at least 2 classes, got {logits[1]}'
+      f'features need logits of at least 2 classes, got {num_classes}'
     )
 
 

@@ -318,3 +318,31 @@ def test_no_samples():
   features, model = _problem(0, n=64)
   none = types.Features(*(x[:0] for x in features[:3]))
   assert scorer.score(none, model).probability.shape == (0, 6)
+
+
+def test_many_rows_and_rows_that_do_not_fit(generator):
+  logits = generator.normal(size=(40_000, 3))
+  label = np.zeros(40_000, np.int64)
+  features = types.Features(logits, np.zeros((40_000, 0)), label)
+  many = scorer.score(features, method='max_logit')
+  np.testing.assert_allclose(many.unknown_score, -logits.max(axis=1), rtol=1e-6)
+  with pytest.raises(types.UsageError, match='one row per sample'):
+    scorer.score(features._replace(label=label[:0]), method='max_logit')
+  with pytest.raises(types.UsageError, match='one row per sample'):
+    scorer.score(features._replace(latent=np.zeros((9, 0))), method='softmax')
+
+
+def test_a_model_keeps_its_weights(generator, monkeypatch):
+  label = np.arange(300) % 3
+  features = types.Features(
+    generator.normal(size=(300, 3)) + 6 * np.eye(3)[label],
+    generator.normal(size=(300, 4)),
+    label,
+    generator.uniform(1, 2, size=300),
+  )
+  model = weibull.fit(features, vector='evidence', tail_size=20)
+  before = scorer.score(features, model)
+  # As of another version of the package.
+  monkeypatch.setattr(weibull, 'EVIDENCE_WEIGHTS', (9.0, 9.0, 9.0))
+  after = scorer.score(features, model)
+  np.testing.assert_array_equal(before.unknown_score, after.unknown_score)
