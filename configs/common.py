@@ -23,8 +23,14 @@ def get_config() -> ConfigDict:
   config.deterministic = False
 
   config.data = ConfigDict()
-  # Data set: 'digits', 'mnist', 'cifar10', 'svhn' or 'tinyimagenet'.
+  # Data set: 'digits', 'mnist', 'cifar10', 'svhn', 'tinyimagenet' or 'folder'.
   config.data.name = 'digits'
+  # Of 'folder': where a sub-folder of images for each class lies.
+  config.data.train_dir = ''
+  # Of 'folder': side of the square that the middle of each image is brought to.
+  config.data.image_size = 64
+  # Of 'folder': make images grey.
+  config.data.grey = False
   # Positions of the classes that are kept back and come as unknown.
   config.data.unknown_classes = (7, 8, 9)
   # Known classes of each class split, all others are not known; () = none, and
@@ -49,6 +55,8 @@ def get_config() -> ConfigDict:
   # 32x32 colour: imagenet_crop, imagenet_resize, lsun_crop, lsun_resize,
   # cifar100.
   config.evaluation.unknown_sets = ('noise',)
+  # Folders of images of none of the classes, an unknown set each.
+  config.evaluation.unknown_dirs = ()
   # Samples of each unknown set at most; a shorter set is used whole.
   config.evaluation.max_unknown = 10_000
   # Classes of CIFAR-100 in the unknown set cifar100, for each of data.splits;
@@ -86,6 +94,8 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 128
   # Weight of the reconstruction error beside the cross-entropy.
   config.train.reconstruction_weight = 1.0
+  # Show every class equally often, however many samples it has.
+  config.train.balanced = False
   # Share of a label that is spread evenly over all classes.
   config.train.label_smoothing = 0.0
   # Decay of the moving average of weights that is evaluated; 0 = none.
@@ -183,6 +193,8 @@ def get_config() -> ConfigDict:
   config.report = ConfigDict()
   # Draw the pictures; without them a report takes a second.
   config.report.pictures = True
+  # Keep features.npz: other tails and scorers then need neither net nor data.
+  config.report.features = True
   # Samples on the t-SNE maps at most.
   config.report.map_samples = 1_000
   return config

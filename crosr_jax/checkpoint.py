@@ -1,15 +1,12 @@
-"""Checkpoints of training (Orbax), and the fitted model beside them.
+"""Checkpoints of training (Orbax); saved.py has the model that comes of it.
 
 Layout of a workdir:
   checkpoints/<step>/        state and training log, Orbax
   digests/<step>.json        SHA-256 of each of its files, written last
   damaged/<step>/            checkpoints that could not be trusted
-  fitted.npz, model.json     MAVs and Weibulls of every method; all else that
-                             a decision needs
 """
 
 import hashlib
-import io
 import json
 import logging
 import pathlib
@@ -200,65 +197,6 @@ class Checkpoints:
 
   def _digest_file(self, step: int) -> pathlib.Path:
     return self._digests / f'{step}.json'
-
-
-def save_fitted(
-  workdir: pathlib.Path, models: dict[str, types.WeibullModel], info: dict
-) -> None:
-  """Writes fitted.npz (models by name) and model.json (info).
-
-  model.json holds the digest of fitted.npz, and comes last: the two are read
-  only if they belong together.
-  """
-  arrays = {
-    f'{name}/{field}': np.asarray(value)
-    for name, model in models.items()
-    for field, value in model._asdict().items()
-  }
-  buffer = io.BytesIO()
-  np.savez(buffer, **arrays)  # type: ignore[arg-type]
-  data = buffer.getvalue()
-  files.write_bytes(workdir / 'fitted.npz', data)
-  info = {**info, 'fitted_sha256': hashlib.sha256(data).hexdigest()}
-  files.write_text(
-    workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
-  )
-
-
-def load_fitted(
-  workdir: pathlib.Path,
-) -> tuple[dict[str, types.WeibullModel], dict]:
-  """What `save_fitted` was given; runs no code from the files.
-
-  Raises:
-    UserError: where a file is missing, damaged, or not of the other.
-  """
-  again = 'run the main job again in this workdir'
-  try:
-    info = json.loads((workdir / 'model.json').read_text())
-    data = (workdir / 'fitted.npz').read_bytes()
-  except FileNotFoundError as error:
-    raise types.UserError(
-      f'{error.filename} is missing: no finished run; {again}'
-    ) from None
-  except ValueError:
-    raise types.UserError(
-      f'{workdir / "model.json"} is damaged; {again}'
-    ) from None
-  if hashlib.sha256(data).hexdigest() != info.get('fitted_sha256'):
-    raise types.UserError(
-      f'{workdir / "fitted.npz"} is damaged or not of this model.json; {again}'
-    )
-  models: dict[str, dict] = {}
-  with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-    for key in arrays.files:
-      name, field = key.split('/')
-      models.setdefault(name, {})[field] = arrays[key]
-  for fields in models.values():
-    # A file from before there was a width has none.
-    width = int(fields.get('latent_width', 0))
-    fields |= {'vector': str(fields['vector']), 'latent_width': width}
-  return {n: types.WeibullModel(**x) for n, x in models.items()}, info
 
 
 def _saved(state: Any) -> dict[str, Any]:

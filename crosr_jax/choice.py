@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crosr_jax import scorer, types, weibull
+from crosr_jax import metrics, scorer, types, weibull
 
 # Denser ones would tell no more: neighbours differ by about as much as the
 # count of some thousand held-out samples does by chance.
@@ -109,6 +109,22 @@ def decision(rejected: float, reject_known: float) -> str:
   check_reject_known(reject_known)
   low, high = (factor * reject_known for factor in TOLERATED)
   return 'argmax' if low <= rejected <= high else 'calibrated'
+
+
+def threshold(held_out: np.ndarray, reject_known: float) -> float:
+  """An unknown score that all but a share of held-out samples keep to.
+
+  Halfway between the largest that is kept and the least that is rejected: on a
+  sample's own score, rounding would decide.
+
+  Args:
+    held_out: unknown scores of known samples that the net was not trained on
+      and no tail was chosen on, [n].
+    reject_known: that share.
+  """
+  kept = metrics.threshold_at_tpr(held_out, 1.0 - reject_known)
+  above = held_out[held_out > kept]
+  return (kept + float(above.min())) / 2 if len(above) else kept
 
 
 def check_recipe(*, vector: str, scaling: str, tail: str) -> None:

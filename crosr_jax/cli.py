@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from crosr_jax import types
+from crosr_jax import files, types
 
 _CONFIG_FLAG = 'config'
 _FIELD = re.compile(r'^\s*config\.([\w.]+) = ')
@@ -63,10 +63,7 @@ def folder(flag: str, value: str) -> pathlib.Path:
     raise types.UsageError(
       f'--{flag}={value}: only folders of this machine can be used as yet'
     )
-  try:
-    path = pathlib.Path(value).expanduser()
-  except RuntimeError as error:
-    raise types.UsageError(f'--{flag}={value}: {error}') from None
+  path = files.user_path(value)
   if path.exists() and not path.is_dir():
     raise types.UsageError(f'--{flag}={value} is a file, not a folder')
   return path
@@ -344,7 +341,7 @@ def _set_up_logging() -> None:
   logging.raiseExceptions = False
   threading.excepthook = lambda thread: logging.debug('%s', thread.exc_value)
   # Orbax tells every file it opens, JAX every back end it does not find.
-  for name in ('absl', 'jax', 'orbax', 'matplotlib', 'PIL'):
+  for name in ('absl', 'jax', 'onnx_ir', 'orbax', 'matplotlib', 'PIL'):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 import crosr_jax
-from crosr_jax import checkpoint, models, pipeline, types
+from crosr_jax import models, pipeline, saved, types
 from crosr_jax.report import architecture, comparison, published, rows
 
 # What makes a system out of a config.
@@ -246,7 +246,7 @@ def _nets(runs: Sequence[Run]) -> comparison.Nets | None:
   run = next((run for run in runs if finished(run, but=['report'])), None)
   if run is None:
     return None
-  _, info = checkpoint.load_fitted(run.workdir)
+  info = saved.load_info(run.workdir)
   nets = []
   for lateral in ('none', 'identity', 'bottleneck'):
     net = models.build(

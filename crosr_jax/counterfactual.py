@@ -276,17 +276,6 @@ def augment(
   )
 
 
-def split_unknown(found: types.Features) -> types.Features:
-  """Features of K + 1 outputs as logits [N, K] and unknown's, as [N, 1].
-
-  So `logits` means the known classes here as everywhere; see the scorer's
-  method 'augmented'.
-  """
-  return found._replace(
-    logits=found.logits[:, :-1], latent=found.logits[:, -1:]
-  )
-
-
 def gradient_penalty_of(
   critic: Callable[[Array], Array], real: Array, fake: Array, share: Array
 ) -> Array:

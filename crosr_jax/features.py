@@ -43,9 +43,21 @@ def extract(
   batch_size: int = 256,
 ) -> types.Features:
   """`stream`, in memory."""
-  blocks = stream(model, variables, image, label, batch_size=batch_size)
-  columns = zip(*blocks, strict=True)
-  return types.Features(*(np.concatenate(column) for column in columns))
+  found: list[np.ndarray] = []
+  start = 0
+  for block in stream(model, variables, image, label, batch_size=batch_size):
+    if not found:
+      # At once: parts that are joined would lie in memory twice.
+      found = [np.zeros((len(image), *x.shape[1:]), x.dtype) for x in block]
+    stop = start + len(block.label)
+    for whole, part in zip(found, block, strict=True):
+      if len(part):
+        whole[start:stop] = part
+    start = stop
+  if not len(block.reconstruction_error):
+    # Of a net that reconstructs nothing, or of no image.
+    found[3] = found[3][:0]
+  return types.Features(*found)
 
 
 def reconstruct(
@@ -66,6 +78,17 @@ def reconstruct(
   )
 
 
+def split_unknown(found: types.Features) -> types.Features:
+  """Features of K + 1 outputs as logits [N, K] and unknown's, as [N, 1].
+
+  So `logits` means the known classes here as everywhere; see the scorer's
+  method 'augmented'.
+  """
+  return found._replace(
+    logits=found.logits[:, :-1], latent=found.logits[:, -1:]
+  )
+
+
 @functools.cache
 def _compiled_reconstruction(model: dhrnet.DHRNet) -> Callable[..., Any]:
   return sharding.forward(
@@ -75,24 +98,29 @@ def _compiled_reconstruction(model: dhrnet.DHRNet) -> Callable[..., Any]:
   )
 
 
+def traced(
+  model: dhrnet.DHRNet, variables: Variables, image: Any
+) -> tuple[Any, ...]:
+  """For a program that JAX traces: logits [B, K], latent [B, L], error [B].
+
+  The mean squared error of the reconstruction is left out where there is none.
+  """
+  outputs = _apply(model, variables, image)
+  latent = jnp.zeros((image.shape[0], 0))
+  if outputs.latents:
+    latent = jnp.concatenate(outputs.latents, axis=1)
+  if isinstance(outputs.reconstruction, tuple):
+    return outputs.logits, latent
+  error = jnp.mean(
+    jnp.square(outputs.reconstruction - model.standardise(image)),
+    axis=(1, 2, 3),
+  )
+  return outputs.logits, latent, error
+
+
 @functools.cache
 def _compiled(model: dhrnet.DHRNet) -> Callable[..., Any]:
-  """logits, latent, and the error of each sample where there is one."""
-
-  def run(variables: Variables, image: Any) -> tuple[Any, ...]:
-    outputs = _apply(model, variables, image)
-    latent = jnp.zeros((len(image), 0))
-    if outputs.latents:
-      latent = jnp.concatenate(outputs.latents, axis=1)
-    if isinstance(outputs.reconstruction, tuple):
-      return outputs.logits, latent
-    error = jnp.mean(
-      jnp.square(outputs.reconstruction - model.standardise(image)),
-      axis=(1, 2, 3),
-    )
-    return outputs.logits, latent, error
-
-  return sharding.forward(run)
+  return sharding.forward(functools.partial(traced, model))
 
 
 def _apply(

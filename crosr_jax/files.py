@@ -1,36 +1,60 @@
 """Files that are whole or absent: written aside, then renamed."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+from crosr_jax import types
 
 _ASIDE = '.aside'
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-  """Puts `data` at `path`; a write that fails leaves what was there.
+@contextlib.contextmanager
+def aside(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+  """A file to write what will be at `path`; what fails leaves what was there.
 
   The new file lies in the same folder until it is complete, so that the
   rename never crosses a file system. Missing folders are made.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, aside = tempfile.mkstemp(
+  handle, name = tempfile.mkstemp(
     dir=path.parent, prefix=f'.{path.name}.', suffix=_ASIDE
   )
   try:
     with os.fdopen(handle, 'wb') as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(aside, _mode(path))
-    os.replace(aside, path)
+    os.chmod(name, _mode(path))
+    os.replace(name, path)
   except BaseException as error:
-    pathlib.Path(aside).unlink(missing_ok=True)
+    pathlib.Path(name).unlink(missing_ok=True)
     if isinstance(error, OSError) and error.errno:
       # Of the file that was wanted, not of the one aside.
       raise OSError(error.errno, error.strerror, str(path)) from error
     raise
+
+
+def user_path(path: str | os.PathLike) -> pathlib.Path:
+  """A path as a user writes it, ~ meaning a home.
+
+  Raises:
+    UsageError: for the home of somebody who is not there.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise types.UsageError(f'{path}: {error}') from None
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+  """Puts `data` at `path`, by `aside`."""
+  with aside(path) as file:
+    file.write(data)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

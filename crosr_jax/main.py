@@ -25,34 +25,17 @@ def main() -> None:
   """Runs the config."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
   from crosr_jax import pipeline
+  from crosr_jax.report import terminal
 
   name = cli.run_name(_CONFIG.value)
   workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
   result = pipeline.run(
     _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)
   )
-  print(_summary(result))
+  print(terminal.summary(result))
+  for found in result['skipped']:
+    print(f'left out: {found["path"]}: {found["reason"]}')
   print(f'Report: {workdir / "report.html"}')
-
-
-def _summary(result: dict) -> str:
-  """The figures people ask for first, as a table."""
-  lines = [f'Closed-set accuracy {result["closed_set_accuracy"]:.3f}']
-  for name, row in result['unknown'].items():
-    lines.append(
-      f'\n{name}: {row["n_known"]} known, {row["n_unknown"]} unknown\n'
-      f'{"":17}{"macro F1":>10}{"AUROC":>10}{"FPR95":>10}{"OSCR":>10}'
-    )
-    for method, found in row.items():
-      if isinstance(found, dict) and 'auroc' in found:
-        keys = ('macro_f1', 'auroc', 'fpr95', 'oscr')
-        cells = ''.join(f'{_cell(found[key]):>10}' for key in keys)
-        lines.append(f'{method:17}{cells}')
-  return '\n'.join(lines)
-
-
-def _cell(value: float | None) -> str:
-  return '-' if value is None else f'{value:.3f}'
 
 
 if __name__ == '__main__':

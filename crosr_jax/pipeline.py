@@ -14,9 +14,8 @@ import os
 import pathlib
 import platform
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,42 +23,24 @@ from ml_collections import config_dict
 
 import crosr_jax
 from crosr_jax import (
-  checkpoint,
   choice,
   counterfactual,
   data,
   features,
   files,
+  judge,
   loop,
   metrics,
   models,
   report,
-  scorer,
+  saved,
   sharding,
   train,
   types,
   weibull,
 )
-from crosr_jax.data import duplicates
+from crosr_jax.data import duplicates, images
 
-# Methods as published, beside the config's recipe 'crosr'; PAPER.md names the
-# sources: OpenMax (Bendale and Boult 2016), CROSR, the authors' release.
-PUBLISHED: dict[str, dict[str, Any]] = {
-  'crosr_published': {'vector': 'joint', 'scaling': 'none', 'tail_size': 20},
-  'crosr_y': {'vector': 'logits', 'scaling': 'none', 'tail_size': 100},
-  'openmax': {'vector': 'logits', 'scaling': 'none', 'tail_size': 20},
-}
-# What each row of the report is scored with: a method of the scorer.
-_FORMULAS = {
-  'crosr': 'crosr',
-  'crosr_published': 'crosr',
-  'crosr_y': 'crosr_y',
-  'openmax': 'openmax',
-  'softmax': 'softmax',
-  'max_logit': 'max_logit',
-}
-# The same for a net that was trained on generated unknowns.
-_FORMULAS_AUGMENTED = {'gan': 'augmented'}
 # Sections that a workdir is bound to.
 BINDING = ('data', 'model', 'train', 'seed', 'counterfactual')
 _CONTROL = (
@@ -67,28 +48,6 @@ _CONTROL = (
   '"crosr_published" the pooled outputs of its blocks stand for the codes. '
   'They are a control, not CROSR.'
 )
-
-
-class Scored(NamedTuple):
-  """What fitting and scoring make of a trained net."""
-
-  step: int  # of training, that the features are from
-  formulas: dict[str, str]  # the scorer's method of each row; the first leads
-  parts: dict[str, types.Features]  # by part and unknown set
-  fitted: dict[str, types.WeibullModel]  # by method
-  notes: list[str]  # what the fits warned of
-  scores: dict[str, dict[str, types.Scores]]  # by method, then part
-  thresholds: dict[str, float]  # by method, from held-out knowns
-  # How the lead's tail was chosen; None: it was given.
-  tail: types.TailChoice | None
-  decision: str  # that is followed, never 'auto'
-  threshold: float  # of the decision, where it needs one
-  decided: dict[str, np.ndarray]  # by part: the lead's classes, -1 = unknown
-
-  @property
-  def lead(self) -> str:
-    """The row that decides."""
-    return next(iter(self.formulas))
 
 
 def run(
@@ -116,7 +75,10 @@ def run(
     benchmark = data.load(
       seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
     )
-    mean, deviation = models.pixel_statistics(benchmark.train.image)
+    _bind_files(benchmark, workdir)
+    mean, deviation = models.pixel_statistics(
+      images.for_statistics(benchmark.train.image)
+    )
     build = functools.partial(
       models.build, mean=mean, deviation=deviation, **config.model
     )
@@ -149,8 +111,15 @@ def run(
     )
     logging.info('fitting and scoring')
     scored = _score(config, benchmark, model, trained)
-    checkpoint.save_fitted(
-      workdir, scored.fitted, _model_info(config, benchmark, model, scored)
+    saved.save(
+      workdir,
+      saved.Saved(
+        _model_info(config, benchmark, model, trained, scored),
+        scored.fitted,
+        scored.scores[scored.lead]['calibrate'].unknown_score,
+        trained.state.variables,
+      ),
+      scored.parts if config.report.features else None,
     )
     result = _result(config, name, benchmark, trained, scored, generated)
     material = None
@@ -249,6 +218,11 @@ def check_config(config: config_dict.ConfigDict) -> None:
       f'counterfactual.count={config.counterfactual.count} is for a classifier '
       "alone: set model.lateral to 'none', or the count to 0"
     )
+  if config.counterfactual.count and config.data.name == 'folder':
+    raise types.UsageError(
+      f'counterfactual.count={config.counterfactual.count}: unknowns are '
+      "generated for images in memory alone; set it to 0 for 'folder'"
+    )
   data.check_splits(
     config.data.get('splits', ()),
     config.data.get('split', 0),
@@ -299,6 +273,26 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     )
 
 
+def _bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
+  """Raises where a run of images in files was trained on others.
+
+  Data sets of `prepare` are held against checksums whenever they are read.
+  """
+  image, label = benchmark.train
+  if not images.is_lazy(image):
+    return
+  found = hashlib.sha256(image.digest.tobytes() + label.tobytes()).hexdigest()
+  path = workdir / 'images.sha256'
+  if not path.exists() or not any(workdir.glob('checkpoints/[0-9]*')):
+    files.write_text(path, found)
+  elif path.read_text() != found:
+    raise types.UsageError(
+      f'--workdir={workdir} was trained on other images than the data set has '
+      'now: files were added, changed or removed; take another --workdir, or '
+      'bring them back'
+    )
+
+
 def _defaults() -> dict[str, Any]:
   """Of fields that the stages can do without, as JSON gives them back."""
   stages: dict[str, Callable[..., Any]] = {
@@ -320,112 +314,21 @@ def _score(
   benchmark: data.Benchmark,
   model: models.dhrnet.DHRNet,
   trained: loop.Trained,
-) -> Scored:
+) -> judge.Scored:
   """Features, Weibulls and scores of every method, from one net."""
   variables = trained.state.variables
-  parts = {
-    name: features.extract(model, variables, image, label)
-    for name, image, label in benchmark.parts()
-  }
-  formulas, recipes, tail = _FORMULAS, PUBLISHED, None
-  if config.counterfactual.count:
-    formulas, recipes = _FORMULAS_AUGMENTED, {}
-    parts = {
-      name: counterfactual.split_unknown(found) for name, found in parts.items()
-    }
-  else:
-    recipe, tail = _recipe(config, parts, benchmark.class_names)
-    recipes = {'crosr': recipe, **recipes}
-  fitted, notes = _fit(parts['train'], benchmark.class_names, recipes)
-  scores = {
-    name: {
-      part: scorer.score(
-        found, fitted.get(name), method=formula, alpha=config.scorer.alpha
-      )
-      for part, found in parts.items()
-    }
-    for name, formula in formulas.items()
-  }
-  thresholds = {
-    name: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
-    for name, found in scores.items()
-  }
-  lead = next(iter(formulas))
-  decision, threshold = _decision(config, scores[lead]['calibrate'])
-  decided = {
-    part: scorer.decide(
-      found, _closed(parts[part]), decision=decision, threshold=threshold
-    )
-    for part, found in scores[lead].items()
-  }
-  return Scored(
-    step=int(trained.state.step),
-    formulas=formulas,
-    parts=parts,
-    fitted=fitted,
-    notes=notes,
-    scores=scores,
-    thresholds=thresholds,
-    tail=tail,
-    decision=decision,
-    threshold=threshold,
-    decided=decided,
+  augmented = bool(config.counterfactual.count)
+  parts = {}
+  for name, image, label in benchmark.parts():
+    found = features.extract(model, variables, image, label)
+    parts[name] = features.split_unknown(found) if augmented else found
+  return judge.score(
+    parts,
+    benchmark.class_names,
+    augmented=augmented,
+    **config.weibull,
+    **config.scorer,
   )
-
-
-def _recipe(
-  config: config_dict.ConfigDict,
-  parts: dict[str, types.Features],
-  class_names: Sequence[str],
-) -> tuple[dict[str, Any], types.TailChoice | None]:
-  """The fields of the config's fit, and how the tail was chosen, if it was."""
-  fields = dict(config.weibull)
-  fixed = weibull.parse_tail(fields.pop('tail'))
-  if fixed:
-    return fields | fixed, None
-  with warnings.catch_warnings():
-    # Of tails that are tried; the one that is taken is fitted again.
-    warnings.simplefilter('ignore', UserWarning)
-    tail = choice.tail(
-      parts['train'],
-      parts['select'],
-      reject_known=config.scorer.reject_known,
-      class_names=class_names,
-      **fields,
-    )
-  return {**fields, 'tail_share': tail.share}, tail
-
-
-def _decision(
-  config: config_dict.ConfigDict, held_out: types.Scores
-) -> tuple[str, float]:
-  """The decision that is followed, and its threshold."""
-  decision, reject_known = config.scorer.decision, config.scorer.reject_known
-  if decision == 'auto':
-    rejected = float(np.mean(held_out.prediction == types.UNKNOWN))
-    decision = choice.decision(rejected, reject_known)
-  tpr = 0.95 if decision == 'tpr95' else 1.0 - reject_known
-  return decision, metrics.threshold_at_tpr(held_out.unknown_score, tpr)
-
-
-def _fit(
-  known: types.Features,
-  class_names: Sequence[str],
-  recipes: dict[str, dict[str, Any]],
-) -> tuple[dict[str, types.WeibullModel], list[str]]:
-  """The models of all recipes, and what was to be warned of."""
-  fitted, notes = {}, []
-  with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter('always', UserWarning)
-    for name, fields in recipes.items():
-      fitted[name] = weibull.fit(known, class_names=class_names, **fields)
-      for warning in caught:
-        logging.warning('%s: %s', name, warning.message)
-        # NumPy's own warnings are of another kind, and no matter of the data.
-        if warning.category is UserWarning:
-          notes.append(f'{name}: {warning.message}')
-      caught.clear()
-  return fitted, notes
 
 
 def _result(
@@ -433,7 +336,7 @@ def _result(
   name: str,
   benchmark: data.Benchmark,
   trained: loop.Trained,
-  scored: Scored,
+  scored: judge.Scored,
   generated: counterfactual.Generated | None,
 ) -> dict:
   """report.json."""
@@ -455,18 +358,18 @@ def _result(
       for part, image, _ in benchmark.parts()
       if part not in benchmark.unknown
     },
+    'skipped': [found._asdict() for found in benchmark.skipped],
     'duplicates': repeated,
     'train': {
       'steps': trained.history[-1]['step'],
       # The same, but where train.keep is 'best'.
-      'evaluated_step': scored.step,
+      'evaluated_step': int(trained.state.step),
       'seconds': trained.seconds,
       'images_per_second': trained.images_per_second,
     },
-    'closed_set_accuracy': float(np.mean(_closed(test) == test.label)),
+    'closed_set_accuracy': float(np.mean(judge.closed(test) == test.label)),
     'known_rejected': {
-      part: float(np.mean(scored.decided[part] == types.UNKNOWN))
-      for part in ('train', 'calibrate', 'test')
+      part: scored.rejected(part) for part in ('train', 'calibrate', 'test')
     },
     'decision': scored.decision,
     'tail_choice': scored.tail and scored.tail._asdict(),
@@ -477,10 +380,13 @@ def _result(
     },
     **({'counterfactual': _generated(generated, trained)} if generated else {}),
     'notes': [
-      *_promise(config, scored),
+      *judge.promise(
+        scored, config.scorer.decision, config.scorer.reject_known
+      ),
       *([_CONTROL] if recipe and config.model.lateral == 'none' else []),
       *([] if benchmark.unknown else ['No unknown set was scored.']),
       duplicates.told(repeated),
+      *_left_out(benchmark),
       *scored.notes,
     ],
     'unknown': {
@@ -489,24 +395,15 @@ def _result(
   }
 
 
-def _promise(config: config_dict.ConfigDict, scored: Scored) -> list[str]:
-  """What to know where argmax does not reject what was asked for."""
-  if config.scorer.decision not in ('auto', 'argmax'):
+def _left_out(benchmark: data.Benchmark) -> list[str]:
+  """How many files were no images, and the first of them."""
+  if not benchmark.skipped:
     return []
-  wanted = config.scorer.reject_known
-  found = scored.scores[scored.lead]['calibrate'].prediction
-  rejected = float(np.mean(found == types.UNKNOWN))
-  if choice.decision(rejected, wanted) == 'argmax':
-    return []
-  told = (
-    f'Argmax rejects {rejected:.1%} of the {len(found):,} known samples held '
-    f'out for thresholds, asked for was {wanted:.1%} (scorer.reject_known)'
-  )
-  if config.scorer.decision == 'argmax':
-    return [f'{told}; the decision "calibrated" would keep to it.']
+  listed = '; '.join(f'{x.path}: {x.reason}' for x in benchmark.skipped[:3])
+  more = '; ...' if len(benchmark.skipped) > 3 else ''
   return [
-    f'{told}: the decision is "calibrated", a threshold that keeps to it. F1 '
-    'argmax is still the reading of argmax.'
+    f'Files that were left out: {len(benchmark.skipped)}. report.json names '
+    f'them all ({listed}{more}).'
   ]
 
 
@@ -529,31 +426,14 @@ def _generated(found: counterfactual.Generated, trained: loop.Trained) -> dict:
   }
 
 
-def _against(benchmark: data.Benchmark, name: str, scored: Scored) -> dict:
+def _against(
+  benchmark: data.Benchmark, name: str, scored: judge.Scored
+) -> dict:
   """Figures of every method against one unknown set."""
-  unknown, test = benchmark.unknown[name], scored.parts['test']
-  figures = {
-    method: metrics.evaluate(
-      found['test'],
-      found[name],
-      test.label,
-      np.append(_closed(test), _closed(scored.parts[name])),
-      threshold=scored.thresholds[method],
-      is_probability=scorer.METHODS[scored.formulas[method]].is_probability,
-    )
-    for method, found in scored.scores.items()
-  }
+  unknown = benchmark.unknown[name]
   return {
-    'n_known': len(test.label),
-    'n_unknown': len(unknown.image),
-    'openness': metrics.openness(
-      len(benchmark.class_names), unknown.num_classes
-    ),
+    **judge.against(scored, name, unknown.num_classes),
     'recipe': unknown.recipe,
-    'ceiling_f1': metrics.ceiling_f1(
-      _closed(test), test.label, len(unknown.image)
-    ),
-    **figures,
     'trivial': metrics.trivial(benchmark.test.image, unknown.image),
   }
 
@@ -562,16 +442,17 @@ def _model_info(
   config: config_dict.ConfigDict,
   benchmark: data.Benchmark,
   model: models.dhrnet.DHRNet,
-  scored: Scored,
+  trained: loop.Trained,
+  scored: judge.Scored,
 ) -> dict:
   """model.json: all but the Weibulls that a decision on an image needs."""
   bound = json.dumps(_bound(config), sort_keys=True)
   return {
-    'format': 1,
     'class_names': list(benchmark.class_names),
     'image_shape': list(benchmark.train.image.shape[1:]),
     'mean': list(model.mean),
     'deviation': list(model.deviation),
+    'net': _plain(config.model),
     # What decides: its name in fitted.npz and the thresholds, and the method of
     # the scorer that it is for.
     'entry': scored.lead,
@@ -583,7 +464,13 @@ def _model_info(
     'threshold': scored.threshold,
     'alpha': config.scorer.alpha,
     'thresholds': scored.thresholds,
-    'source_step': scored.step,
+    'weibull': _plain(config.weibull),
+    'scorer': _plain(config.scorer),
+    'unknown_sets': {
+      name: found.num_classes for name, found in benchmark.unknown.items()
+    },
+    'evaluation_seed': config.data.evaluation_seed,
+    'source_step': int(trained.state.step),
     'config_sha256': hashlib.sha256(bound.encode()).hexdigest(),
     'versions': _versions(),
   }
@@ -593,7 +480,7 @@ def _material(
   benchmark: data.Benchmark,
   model: models.dhrnet.DHRNet,
   trained: loop.Trained,
-  scored: Scored,
+  scored: judge.Scored,
   generated: counterfactual.Generated | None,
 ) -> report.Material:
   """What the report draws from: training, test and unknown samples."""
@@ -626,6 +513,7 @@ def _material(
       if recipe
       else scored.parts[name].logits
       for name in image
+      if name != 'train'
     },
     scores=scored.scores,
     threshold=scored.thresholds,
@@ -634,10 +522,6 @@ def _material(
     generated=shown,
     tail=scored.tail,
   )
-
-
-def _closed(found: types.Features) -> np.ndarray:
-  return np.argmax(found.logits, axis=1)
 
 
 def _bound(config: config_dict.ConfigDict) -> dict:

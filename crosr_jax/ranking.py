@@ -23,6 +23,7 @@ from crosr_jax import (
   data,
   features,
   files,
+  judge,
   metrics,
   models,
   pipeline,
@@ -31,7 +32,7 @@ from crosr_jax import (
   types,
   weibull,
 )
-from crosr_jax.data import splits, standins
+from crosr_jax.data import images, splits, standins
 
 NEAR = 'held_out'
 REJECT_KNOWN = (0.005, 0.01, 0.02, 0.05)
@@ -44,7 +45,7 @@ _EVIDENCE: dict[str, Any] = {
 }  # fmt: skip
 # By name: what is fitted, for CROSR's probabilities.
 RECIPES: dict[str, dict[str, Any]] = {
-  'published': pipeline.PUBLISHED['crosr_published'],
+  'published': judge.PUBLISHED['crosr_published'],
   'joint, within_class': _EVIDENCE | {'vector': 'joint'},
   'evidence': _EVIDENCE,
   'evidence, std': _EVIDENCE | {'scaling': 'std'},
@@ -153,7 +154,7 @@ def candidates(
     for method in ('softmax', 'max_logit', 'energy')
   }
   for name in ('openmax', 'crosr_y'):
-    model = weibull.fit(train_part, **pipeline.PUBLISHED[name])
+    model = weibull.fit(train_part, **judge.PUBLISHED[name])
     rows[name] = functools.partial(_unknown_score, model=model, method=name)
   for name, fields in RECIPES.items():
     model = weibull.fit(train_part, **fields)
@@ -302,7 +303,9 @@ def _parts(
 
   Also the accuracy on the select part.
   """
-  mean, deviation = models.pixel_statistics(benchmark.train.image)
+  mean, deviation = models.pixel_statistics(
+    images.for_statistics(benchmark.train.image)
+  )
   net = models.build(
     num_classes=len(benchmark.class_names),
     mean=mean,

@@ -100,6 +100,23 @@ def raw_colour(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='session')
+def digits_run(tmp_path_factory):
+  """Workdir of a small run on digits, and its config."""
+  from crosr_jax import pipeline
+
+  config = CONFIGS['digits'].copy_and_resolve_references()
+  config.update_from_flattened_dict(
+    {
+      'model.width': 8, 'model.latent_width': 8, 'train.num_steps': 200,
+      'report.pictures': False, 'scorer.reject_known': 0.05,
+    }
+  )  # fmt: skip
+  workdir = tmp_path_factory.mktemp('digits_run') / 'digits'
+  pipeline.run(config, 'digits', workdir, workdir)
+  return workdir, config
+
+
 def pytest_addoption(parser):
   parser.addoption(
     '--kills',

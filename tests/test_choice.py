@@ -4,9 +4,8 @@ import types as python_types
 
 import numpy as np
 import pytest
-from conftest import CONFIGS
 
-from crosr_jax import choice, pipeline, scorer, types, weibull
+from crosr_jax import choice, judge, scorer, types, weibull
 
 
 def _features(generator, n, spread=1.0, k=3, width=5):
@@ -156,16 +155,14 @@ def test_bad_recipes(fields, message):
 def test_the_report_says_where_argmax_does_not_keep_to_it(
   asked, followed, rejected, told
 ):
-  config = CONFIGS['digits'].copy_and_resolve_references()
-  config.scorer.decision, config.scorer.reject_known = asked, 0.02
   # Whether the tail was chosen or given.
   prediction = np.where(np.arange(100) < rejected, types.UNKNOWN, 0)
   scores = types.Scores(np.zeros((100, 2)), prediction, np.arange(100.0))
   scored = python_types.SimpleNamespace(
     lead='crosr', scores={'crosr': {'calibrate': scores}}, decision=followed
   )
-  assert pipeline._decision(config, scores)[0] == followed
-  notes = pipeline._promise(config, scored)
+  assert judge.decide(scores, asked, 0.02)[0] == followed
+  notes = judge.promise(scored, asked, 0.02)
   if told is None:
     assert notes == []
   else:

@@ -37,7 +37,8 @@ class Material(NamedTuple):
   history: list[dict]  # rows of the training log, in order of steps
   image: dict[str, np.ndarray]  # name -> [N, H, W, C] uint8, C = 1 or 3
   features: dict[str, types.Features]  # name -> N rows
-  activation: dict[str, np.ndarray]  # name -> [N, D], already scaled
+  # name -> [N, D], already scaled; not of 'train'
+  activation: dict[str, np.ndarray]
   scores: dict[str, dict[str, types.Scores]]  # method -> name -> N rows
   threshold: dict[str, float]  # method -> tpr95, from held-out knowns
   # name -> [N], the lead method's answers under the run's decision

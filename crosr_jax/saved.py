@@ -1,0 +1,197 @@
+"""A fitted model on disk, beside the checkpoints of its training.
+
+Layout of a workdir, for whoever uses the model:
+  weights.npz    variables of the net, by their path
+  fitted.npz     class means and Weibulls of every method; the unknown scores of
+                 the samples held out for thresholds
+  features.npz   features of every part, unless report.features is off
+  model.json     all else that an answer needs, and the digests of the others
+Nothing that is read can run code, and files are read only if they belong
+together: model.json is written last.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from crosr_jax import files, types
+
+FORMAT = 3
+_AGAIN = 'run the main job again in this workdir, which trains nothing anew'
+
+
+class Saved(NamedTuple):
+  """What an answer needs."""
+
+  info: dict[str, Any]  # model.json
+  models: dict[str, types.WeibullModel]  # by method
+  held_out: np.ndarray  # [n] float32, unknown scores of the calibrate part
+  variables: dict[str, Any]  # of the net, evaluation mode
+
+
+def save(
+  workdir: pathlib.Path,
+  saved: Saved,
+  features: Mapping[str, types.Features] | None = None,
+) -> None:
+  """Writes all of it; `load` and `load_features` give it back.
+
+  Args:
+    workdir: where to.
+    saved: its `info` is anything that JSON can hold.
+    features: by part; None = no features.npz, and an old one is removed.
+  """
+  arrays = _by_field(saved.models) | {'held_out': saved.held_out}
+  paths = traverse_util.flatten_dict(dict(saved.variables), sep='/')
+  digests = {
+    'weights_sha256': _write(workdir / 'weights.npz', paths),
+    'fitted_sha256': _write(workdir / 'fitted.npz', arrays),
+  }
+  path = workdir / 'features.npz'
+  if features is None:
+    path.unlink(missing_ok=True)
+  else:
+    digests['features_sha256'] = _write(path, _by_field(features))
+  info = {**saved.info, 'format': FORMAT, **digests}
+  files.write_text(
+    workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
+  )
+
+
+def load(workdir: pathlib.Path) -> Saved:
+  """What `save` was given.
+
+  Raises:
+    UserError: where a file is missing, damaged, of another version, or does not
+      belong to the others.
+  """
+  info = load_info(workdir)
+  arrays = _read(workdir, 'fitted.npz', info)
+  held_out = arrays.pop('held_out')
+  weights = _read(workdir, 'weights.npz', info)
+  models = {name: _model(fields) for name, fields in _by_name(arrays).items()}
+  variables = traverse_util.unflatten_dict(weights, sep='/')
+  return Saved(info, models, held_out, {'batch_stats': {}, **variables})
+
+
+def load_info(workdir: pathlib.Path) -> dict[str, Any]:
+  """model.json.
+
+  Raises:
+    UserError: where it is missing, damaged, or of another version.
+  """
+  path = workdir / 'model.json'
+  if not workdir.is_dir():
+    raise types.UsageError(f'{workdir} is no folder; name that of a run')
+  try:
+    info = dict(json.loads(path.read_text()))
+  except FileNotFoundError:
+    raise types.UserError(
+      f'{path} is missing: no finished run; run the main job in this workdir'
+    ) from None
+  except (TypeError, ValueError):
+    raise types.UserError(f'{path} is damaged; {_AGAIN}') from None
+  if info.get('format') != FORMAT:
+    raise types.UserError(
+      f'{path} is of format {info.get("format")}, this version of crosr_jax '
+      f'reads {FORMAT}; {_AGAIN}'
+    )
+  return info
+
+
+def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:
+  """Features of a run by part: train, select, calibrate, test, unknown sets.
+
+  Raises:
+    UserError: as `load`.
+  """
+  arrays = _read(workdir, 'features.npz', load_info(workdir))
+  return {name: types.Features(**x) for name, x in _by_name(arrays).items()}
+
+
+def write_features(
+  path: str | os.PathLike, features: Mapping[str, types.Features]
+) -> None:
+  """Features by part into one npz file, '<part>/<field>' each."""
+  _write(pathlib.Path(path), _by_field(features))
+
+
+def read_features(path: str | os.PathLike) -> dict[str, types.Features]:
+  """What `write_features` was given.
+
+  Raises:
+    UserError: where the file cannot be read, or holds something else.
+  """
+  try:
+    arrays = _arrays(pathlib.Path(path).read_bytes())
+    found = {n: types.Features(**x) for n, x in _by_name(arrays).items()}
+  except OSError as error:
+    raise types.UserError(f'{path}: {error.strerror}') from None
+  except Exception:
+    # Whatever is in it: a file that is no npz fails in many ways.
+    fields = ', '.join(types.Features._fields)
+    raise types.UserError(
+      f'{path} holds no features; an npz file of arrays <part>/<field> is '
+      f'needed, with the fields {fields}'
+    ) from None
+  return found
+
+
+def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> str:
+  """Its SHA-256."""
+  with files.aside(path) as file:
+    np.savez(file, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
+  with path.open('rb') as written:
+    return hashlib.file_digest(written, 'sha256').hexdigest()
+
+
+def _read(
+  workdir: pathlib.Path, name: str, info: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  digest = info.get(f'{pathlib.Path(name).stem}_sha256')
+  try:
+    data = (workdir / name).read_bytes()
+  except FileNotFoundError:
+    raise types.UserError(f'{workdir / name} is missing; {_AGAIN}') from None
+  if hashlib.sha256(data).hexdigest() != digest:
+    raise types.UserError(
+      f'{workdir / name} is damaged or not of this model.json; {_AGAIN}'
+    )
+  return _arrays(data)
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+  with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    return {key: arrays[key] for key in arrays.files}
+
+
+def _by_field(found: Mapping[str, Any]) -> dict[str, Any]:
+  """NamedTuples by name -> arrays by '<name>/<field>'."""
+  return {
+    f'{name}/{field}': value
+    for name, fields in found.items()
+    for field, value in fields._asdict().items()
+  }
+
+
+def _by_name(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+  """The way back: fields of each name."""
+  found: dict[str, dict[str, Any]] = {}
+  for key, value in arrays.items():
+    name, _, field = key.rpartition('/')
+    found.setdefault(name, {})[field] = value
+  return found
+
+
+def _model(fields: dict[str, Any]) -> types.WeibullModel:
+  vector, width = str(fields['vector']), int(fields['latent_width'])
+  return types.WeibullModel(
+    **{**fields, 'vector': vector, 'latent_width': width}
+  )
