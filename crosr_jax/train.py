@@ -22,7 +22,7 @@ from crosr_jax import (
   sharding,
   types,
 )
-from crosr_jax.data import augment, batches, splits
+from crosr_jax.data import augment, batches, images, splits
 from crosr_jax.models import dhrnet, layers
 
 Array = jax.Array
@@ -190,11 +190,6 @@ def init_state(
   return state._replace(average=state.trained) if average else state
 
 
-def _spread(image: np.ndarray, count: int) -> np.ndarray:
-  """At most `count` images, evenly spread: data sets come sorted by class."""
-  return image[:: max(1, len(image) // count)][:count]
-
-
 def num_parameters(state: TrainState) -> int:
   """Trained numbers; batch statistics are not among them."""
   return sum(np.size(x) for x in jax.tree.leaves(state.params))
@@ -217,6 +212,7 @@ def fit(
   checkpoint_every: int,
   keep_checkpoints: int,
   keep: str = 'last',
+  balanced: bool = False,
   label_smoothing: float = 0.0,
   average: float = 0.0,
   shift_fill: str = 'black',
@@ -244,6 +240,7 @@ def fit(
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest ones stay.
     keep: 'last' step, or 'best' checkpoint on `select`: what is returned.
+    balanced: see batches.training.
     label_smoothing: see `loss_fn`, in [0, 1).
     average: decay of the moving average of weights and statistics, which is
       then what is evaluated, in [0, 1); 0 = none.
@@ -280,7 +277,9 @@ def fit(
     crop=crop,
     image_shape=train.image.shape[1:],
     mean=model.mean,
-    covariance=augment.covariance(train.image) if lighting else (),
+    covariance=augment.covariance(images.for_statistics(train.image))
+    if lighting
+    else (),
   )
   rule, rate = optimizer.build(num_steps, **optimizer_fields)
   root = jax.random.key(seed)
@@ -301,14 +300,16 @@ def fit(
   state = init_state(
     model,
     rule,
-    _spread(train.image, _IMAGES_FOR_INIT),
+    images.spread(train.image, _IMAGES_FOR_INIT),
     named_key(root, 'init'),
     average=average,
   )
   return loop.run(
     engine,
     state,
-    functools.partial(batches.training, train, batch_size, seed),
+    functools.partial(
+      batches.training, train, batch_size, seed, balanced=balanced
+    ),
     workdir,
     _WORDS,
     num_steps=num_steps,

@@ -5,14 +5,20 @@ entry of the net.
 """
 
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from crosr_jax import types
-from crosr_jax.data import sources, unknowns
+from crosr_jax import files, types
+from crosr_jax.data import folder, sources, unknowns
 from crosr_jax.data import splits as splits_lib
+
+# Of the known samples.
+PARTS = ('train', 'select', 'calibrate', 'test')
+# Sides of images: three blocks halve them, and a batch must fit into memory.
+_SMALLEST, _LARGEST = 8, 1024
 
 
 class Benchmark(NamedTuple):
@@ -24,10 +30,11 @@ class Benchmark(NamedTuple):
   calibrate: splits_lib.Labelled  # held out: thresholds
   test: splits_lib.Labelled
   unknown: dict[str, unknowns.Unknown]
+  skipped: tuple[folder.Skipped, ...] = ()  # files that are no images
 
   def parts(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, images, labels of the known parts, then of the unknown sets."""
-    for name in ('train', 'select', 'calibrate', 'test'):
+    for name in PARTS:
       yield name, *getattr(self, name)
     for name, found in self.unknown.items():
       label = np.full(len(found.image), types.UNKNOWN, np.int32)
@@ -50,13 +57,17 @@ def load(
   split: int = 0,
   others_unknown: bool = True,
   cifar100_splits: Sequence[Sequence[int]] = (),
+  train_dir: str = '',
+  image_size: int = 64,
+  grey: bool = False,
+  unknown_dirs: Sequence[str] = (),
 ) -> Benchmark:
   """Loads a data set and splits it.
 
   Args:
     seed: of the held-out parts.
     data_dir: where prepared data sets are.
-    name: of the data set, a name in sources.SOURCES.
+    name: of the data set, a name in sources.SOURCES, or 'folder'.
     unknown_classes: classes of the data set that are kept back as unknown.
     test_share: share of the known samples that is tested on; 0 where the
       publisher drew a test part, which is then used.
@@ -72,12 +83,16 @@ def load(
       not left out.
     cifar100_splits: classes of the unknown set cifar100 for each of `splits`;
       none means all of them.
+    train_dir: of the data set 'folder', see folder.source.
+    image_size: side that its images are brought to.
+    grey: whether they are made grey.
+    unknown_dirs: folders whose images come as unknown, a set each.
 
   Raises:
     UserError: for a value that cannot be used, with the field, and for a data
       set that is not there.
   """
-  types.check_choice('data.name', name, sources.SOURCES)
+  types.check_choice('data.name', name, (*sources.SOURCES, 'folder'))
   unknowns.check(unknown_sets)
   if not 0 <= evaluation_seed < 2**32:
     raise types.UsageError(
@@ -88,7 +103,7 @@ def load(
       f'evaluation.max_unknown must be at least 1, got {max_unknown}'
     )
   check_splits(splits, split, unknown_classes, cifar100_splits)
-  source = sources.SOURCES[name](data_dir)
+  source, skipped = _source(name, data_dir, train_dir, image_size, grey)
   names = source.train.class_names
   if splits:
     known = splits_lib.pick('data.splits', splits, split)
@@ -139,8 +154,134 @@ def load(
     data_dir=data_dir,
     classes=only,
   )
+  skipped += _add_folders(
+    sets,
+    unknown_dirs,
+    'evaluation.unknown_dirs',
+    test.image.shape[1:],
+    max_unknown=max_unknown,
+    seed=evaluation_seed,
+    data_dir=data_dir,
+  )
   class_names = splits_lib.known_names(source.train, unknown_classes)
-  return Benchmark(class_names, train, select, calibrate, test, sets)
+  return Benchmark(
+    class_names, train, select, calibrate, test, sets, tuple(skipped)
+  )
+
+
+def _source(
+  name: str,
+  data_dir: pathlib.Path,
+  train_dir: str,
+  image_size: int,
+  grey: bool,
+) -> tuple[sources.Published, list[folder.Skipped]]:
+  """A data set, and which of its files are left out."""
+  if name != 'folder':
+    if train_dir:
+      raise types.UsageError(
+        f"data.train_dir={train_dir} is for data.name='folder', this is {name}"
+      )
+    return sources.SOURCES[name](data_dir), []
+  if not _SMALLEST <= image_size <= _LARGEST:
+    raise types.UsageError(
+      f'data.image_size must be in {_SMALLEST}..{_LARGEST}, got {image_size}'
+    )
+  shape = (image_size, image_size, 1 if grey else 3)
+  found, skipped = folder.source(train_dir, 'data.train_dir', shape, data_dir)
+  return sources.Published(found), skipped
+
+
+def unknown_sets(
+  asked: Sequence[str],
+  shape: tuple[int, int, int],
+  num_known: int,
+  *,
+  max_unknown: int,
+  seed: int,
+  data_dir: pathlib.Path,
+) -> tuple[dict[str, unknowns.Unknown], list[folder.Skipped]]:
+  """Unknown sets for known samples that are not at hand.
+
+  Args:
+    asked: each a folder of images, or an unknown set, see unknowns.SETS.
+    shape: H, W, C of the known images.
+    num_known: how many there are.
+    max_unknown: samples of a set at most; a shorter one is used whole.
+    seed: of what is drawn.
+    data_dir: where prepared data sets are.
+
+  Returns:
+    The sets by their names in reports, and the files that were left out.
+
+  Raises:
+    UserError: for what is neither, or cannot be used.
+  """
+  folders = [x for x in asked if files.user_path(x).is_dir()]
+  entries = [x for x in asked if x not in folders]
+  for entry in entries:
+    name = entry.partition(':')[0]
+    if name not in unknowns.SETS:
+      raise types.UsageError(
+        f'--unknown={entry} is no folder, and no unknown set; there are '
+        f'{", ".join(unknowns.SETS)}'
+      )
+    if name in unknowns.OF_KNOWN:
+      raise types.UsageError(
+        f'--unknown={entry} is made of known test images, which a run does not '
+        'keep; run the main job again in its workdir, with '
+        f'--config.evaluation.unknown_sets="({entry!r},)"'
+      )
+  sets = unknowns.make(
+    entries,
+    np.zeros((min(num_known, max_unknown), *shape), np.uint8),
+    max_unknown=max_unknown,
+    seed=seed,
+    data_dir=data_dir,
+  )
+  skipped = _add_folders(
+    sets,
+    folders,
+    '--unknown',
+    shape,
+    max_unknown=max_unknown,
+    seed=seed,
+    data_dir=data_dir,
+  )
+  return sets, skipped
+
+
+def _add_folders(
+  sets: dict[str, unknowns.Unknown],
+  folders: Sequence[str],
+  field: str,
+  shape: tuple[int, int, int],
+  *,
+  max_unknown: int,
+  seed: int,
+  data_dir: pathlib.Path,
+) -> list[folder.Skipped]:
+  """Adds a set for each folder; returns the files that are left out."""
+  skipped = []
+  for path in map(str, folders):
+    image, num_classes, left_out = folder.unknown(path, field, shape, data_dir)
+    base = files.user_path(path).absolute().name
+    key = re.sub(r'\W+', '_', base).strip('_').lower() or 'others'
+    if key in PARTS:
+      # Known samples have that name.
+      key += '_unknown'
+    if key in sets:
+      raise types.UsageError(
+        f'{field}: {path} would be called {key}, and so is another unknown '
+        'set; rename the folder'
+      )
+    sets[key] = unknowns.Unknown(
+      unknowns.sample(image, max_unknown, seed),
+      num_classes,
+      f'images of the folder {base}',
+    )
+    skipped += left_out
+  return skipped
 
 
 def check_splits(

@@ -4,35 +4,89 @@ The order is a pure function of (seed, step): a resumed run sees what an
 uninterrupted one would have seen.
 """
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from crosr_jax import types
-from crosr_jax.data import splits
+from crosr_jax.data import images, splits
+
+# Of images in files: batches that are read while one is worked on.
+_AHEAD = 4
 
 
 def training(
-  samples: splits.Labelled, batch_size: int, seed: int, first_step: int
+  samples: splits.Labelled,
+  batch_size: int,
+  seed: int,
+  first_step: int,
+  *,
+  balanced: bool = False,
 ) -> Iterator[tuple[types.Batch, np.ndarray]]:
   """Endless batches from a step on, with each row's index in the data, [B].
 
   Every epoch is a new permutation; its remainder is dropped.
 
+  Args:
+    samples: to train on.
+    batch_size: B.
+    seed: of the order.
+    first_step: from 0.
+    balanced: whether an epoch has as many samples of each class as the largest
+      class has, those of smaller ones several times.
+
   Raises:
     UsageError: where one batch is more than all samples.
   """
   check_size('train.batch_size', batch_size, len(samples.label))
-  per_epoch = len(samples.label) // batch_size
-  epoch, position = divmod(first_step, per_epoch)
   mask = np.ones(batch_size, bool)
-  while True:
-    order = np.random.default_rng([seed, epoch]).permutation(len(samples.label))
-    for i in range(position, per_epoch):
-      rows = order[i * batch_size : (i + 1) * batch_size]
-      batch = types.Batch(samples.image[rows], samples.label[rows], mask)
-      yield batch, rows.astype(np.uint32)
-    epoch, position = epoch + 1, 0
+
+  @functools.lru_cache(maxsize=2)
+  def order(epoch: int) -> np.ndarray:
+    generator = np.random.default_rng([seed, epoch])
+    rows = np.arange(len(samples.label))
+    if balanced:
+      rows = _evened(samples.label, generator)
+    return generator.permutation(rows)
+
+  per_epoch = len(order(0)) // batch_size
+
+  def batch(step: int) -> tuple[types.Batch, np.ndarray]:
+    epoch, i = divmod(step, per_epoch)
+    rows = order(epoch)[i * batch_size : (i + 1) * batch_size]
+    return (
+      types.Batch(samples.image[rows], samples.label[rows], mask),
+      rows.astype(np.uint32),
+    )
+
+  if images.is_lazy(samples.image):
+    return _read_ahead(batch, range(first_step, 2**31))
+  return map(batch, itertools.count(first_step))
+
+
+def _evened(label: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+  """Rows in which every class is as frequent as the largest one."""
+  members = [np.flatnonzero(label == k) for k in np.unique(label)]
+  largest = max(map(len, members))
+  return np.concatenate(
+    [
+      np.tile(generator.permutation(x), -(-largest // len(x)))[:largest]
+      for x in members
+    ]
+  )
+
+
+def _read_ahead(fn: Callable[[int], Any], numbers: range) -> Iterator[Any]:
+  """fn of each number, in order, a few of them in advance on other threads."""
+  # Costs most of a second, and those with images in memory should not pay it.
+  import grain
+
+  options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
+  source = grain.MapDataset.range(numbers.start, numbers.stop)
+  return iter(source.map(fn).to_iter_dataset(options))
 
 
 def check_size(field: str, batch_size: int, num_samples: int) -> None:
@@ -45,14 +99,23 @@ def check_size(field: str, batch_size: int, num_samples: int) -> None:
 
 
 def padded(
-  image: np.ndarray, label: np.ndarray, batch_size: int
+  image: Any, label: np.ndarray, batch_size: int
 ) -> Iterator[types.Batch]:
-  """All samples in order, the last batch filled up and masked."""
-  for start in range(0, len(image), batch_size):
-    rows = slice(start, start + batch_size)
+  """All samples in order, the last batch filled up and masked.
+
+  Of no sample there is one batch, all of it masked: shapes are told by it.
+  """
+
+  def batch(i: int) -> types.Batch:
+    rows = slice(i * batch_size, (i + 1) * batch_size)
     fill = batch_size - len(label[rows])
-    yield types.Batch(
+    return types.Batch(
       np.pad(image[rows], ((0, fill), (0, 0), (0, 0), (0, 0))),
       np.pad(label[rows], (0, fill), constant_values=types.UNKNOWN),
       np.arange(batch_size) < batch_size - fill,
     )
+
+  numbers = range(max(1, -(-len(image) // batch_size)))
+  if images.is_lazy(image):
+    return _read_ahead(batch, numbers)
+  return map(batch, numbers)

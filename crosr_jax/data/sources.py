@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from crosr_jax import types
 from crosr_jax.data import prepared
 
 
 class Source(NamedTuple):
   """A labelled data set as published, or one part of it."""
 
-  image: np.ndarray  # [N, H, W, C] uint8
+  image: types.Array  # [N, H, W, C] uint8, in memory or images.ImageFiles
   label: np.ndarray  # [N] int32, position in class_names
   class_names: tuple[str, ...]
 

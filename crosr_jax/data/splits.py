@@ -15,7 +15,7 @@ from crosr_jax.data import sources
 class Labelled(NamedTuple):
   """Known samples."""
 
-  image: np.ndarray  # [N, H, W, C] uint8
+  image: types.Array  # [N, H, W, C] uint8, in memory or images.ImageFiles
   label: np.ndarray  # [N] int32, 0..K-1
 
 
@@ -135,8 +135,8 @@ def by_class(
   label = new_label[source.label]
   is_known = label != types.UNKNOWN
   return (
-    Labelled(source.image[is_known], label[is_known]),
-    source.image[~is_known],
+    take(Labelled(source.image, label), is_known),
+    source.image.take(np.flatnonzero(~is_known), axis=0),
   )
 
 
@@ -182,6 +182,7 @@ def hold_out(
   return take(samples, taken), take(samples, ~taken)
 
 
-def take(samples: Labelled, rows: np.ndarray) -> Labelled:
-  """Chosen rows of all parts."""
-  return Labelled(samples.image[rows], samples.label[rows])
+def take(samples: Labelled, chosen: np.ndarray) -> Labelled:
+  """The samples where `chosen` [N] bool is set; files are not read."""
+  rows = np.flatnonzero(chosen)
+  return Labelled(samples.image.take(rows, axis=0), samples.label[rows])

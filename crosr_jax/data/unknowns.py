@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from crosr_jax import types
-from crosr_jax.data import catalog, sources
+from crosr_jax.data import catalog, images, sources
 
 Shape = tuple[int, ...]
 _ALL: Mapping[str, Sequence[int]] = {}
@@ -23,7 +23,7 @@ _ALL: Mapping[str, Sequence[int]] = {}
 class Unknown(NamedTuple):
   """One set of unknown samples, of the test part only."""
 
-  image: np.ndarray  # [N, H, W, C] uint8
+  image: types.Array  # [N, H, W, C] uint8, in memory or images.ImageFiles
   num_classes: int  # that it counts for in openness; a noise set is one
   recipe: str  # how it was made
 
@@ -157,10 +157,10 @@ def _of_classes(
   return source._replace(image=source.image[chosen], label=source.label[chosen])
 
 
-def sample(image: np.ndarray, count: int, seed: int) -> np.ndarray:
+def sample(image: types.Array, count: int, seed: int) -> types.Array:
   """`count` of the images by a permutation; all of a shorter set, once."""
   order = np.random.default_rng(seed).permutation(len(image))[:count]
-  return image[np.sort(order)]
+  return image.take(np.sort(order), axis=0)
 
 
 def _split(entry: str) -> tuple[str, str]:
@@ -198,13 +198,14 @@ def _noise(
 def _on_noise(
   image: np.ndarray, shape: Shape, generator: np.random.Generator
 ) -> np.ndarray:
+  image = np.asarray(image)
   return np.where(image == 0, _noise(image, shape, generator), image)
 
 
 def _plus_noise(
   image: np.ndarray, shape: Shape, generator: np.random.Generator
 ) -> np.ndarray:
-  total = image.astype(np.uint16) + _noise(image, shape, generator)
+  total = np.asarray(image, np.uint16) + _noise(image, shape, generator)
   return np.minimum(total, 255).astype(np.uint8)
 
 
@@ -241,31 +242,7 @@ def _nearest(drawing: Image.Image, shape: Shape) -> np.ndarray:
 
 def _mnist_style(drawing: Image.Image, shape: Shape) -> np.ndarray:
   """As MNIST was made: 20 of 28 pixels, centred by mass, brightest 255."""
-  ink = Image.fromarray(255 - np.asarray(drawing))
-  box = ink.getbbox()
-  if box is None:
-    return np.zeros(shape[:2], np.uint8)
-  ink = ink.crop(box)
-  fit = min(shape[0] / ink.height, shape[1] / ink.width) * 20 / 28
-  height, width = (
-    max(round(ink.height * fit), 1),
-    max(round(ink.width * fit), 1),
-  )
-  small = _resized(ink, (height, width)).astype(np.float64)
-  small = np.round(small * (255 / small.max()))
-  out = np.zeros(shape[:2], np.uint8)
-  row, column = (
-    _offset(small.sum(axis=1 - axis), shape[axis]) for axis in (0, 1)
-  )
-  out[row : row + height, column : column + width] = small
-  return out
-
-
-def _offset(mass: np.ndarray, size: int) -> int:
-  """Where a strip must begin for its centre of mass to be in the middle."""
-  centre = mass @ np.arange(len(mass)) / mass.sum()
-  begin = round((size - 1) / 2 - centre)
-  return int(np.clip(begin, 0, size - len(mass)))
+  return images.centred(255 - np.asarray(drawing), shape[:2])
 
 
 def _of_odin(part: str, made: str, num_classes: int) -> Set:
@@ -322,3 +299,7 @@ SETS = {
     start=('cifar100', 'test'),
   ),
 }
+# Those that need the pixels of known test images.
+OF_KNOWN = tuple(
+  name for name, found in SETS.items() if not found.start and name != 'noise'
+)

@@ -1,0 +1,349 @@
+"""Folders of images: classes, files that are left out, what is remembered."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from conftest import CONFIGS
+from PIL import Image
+from test_images import bad_files
+
+from crosr_jax import data, openset, pipeline, types
+from crosr_jax.data import batches, duplicates, folder, images, splits
+
+_SHAPE = (8, 8, 3)
+_COUNTS = {'pear': 20, 'apple': 12, 'fig': 10}
+
+
+def _write(path, generator):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = generator.integers(0, 256, _SHAPE, np.uint8)
+  Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path, generator):
+  """Three classes, some images deeper than others, and a folder of others."""
+  for name, count in _COUNTS.items():
+    for i in range(count):
+      deeper = 'more' if i % 3 == 0 else ''
+      _write(tmp_path / 'known' / name / deeper / f'{i:02d}.png', generator)
+  for i in range(7):
+    _write(tmp_path / 'Odd ones' / str(i % 2) / f'{i}.png', generator)
+  return tmp_path
+
+
+def _source(photos, **fields):
+  fields = {'field': 'data.train_dir', 'shape': _SHAPE, **fields}
+  return folder.source(
+    str(photos / 'known'), data_dir=photos / 'data', **fields
+  )
+
+
+def test_classes_are_sub_folders(photos):
+  found, skipped = _source(photos)
+  assert found.class_names == ('apple', 'fig', 'pear') and not skipped
+  np.testing.assert_array_equal(np.bincount(found.label), [12, 10, 20])
+  for path, label in zip(found.image.paths, found.label, strict=True):
+    relative = pathlib.Path(path).relative_to(photos / 'known')
+    assert relative.parts[0] == found.class_names[label]
+    with Image.open(path) as picture:
+      pixels = np.asarray(picture)
+    np.testing.assert_array_equal(
+      found.image[found.image.paths.index(path)], pixels
+    )
+
+
+def test_links_are_followed_but_not_round(photos, generator):
+  elsewhere = photos / 'elsewhere'
+  _write(elsewhere / 'a.png', generator)
+  (photos / 'known' / 'fig' / 'link').symlink_to(elsewhere)
+  (elsewhere / 'round').symlink_to(photos / 'known' / 'fig')
+  found, _ = _source(photos)
+  np.testing.assert_array_equal(np.bincount(found.label), [12, 11, 20])
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_what_is_no_image_is_left_out(photos):
+  photo = Image.new('RGB', (30, 20), (90, 20, 50))
+  kinds = bad_files(photo)
+  for name, content, _ in kinds:
+    (photos / 'known' / 'fig' / name).write_bytes(content)
+  (photos / 'known' / 'readme.txt').write_text('hello')
+  (photos / 'known' / '.hidden').write_text('hello')
+  (photos / 'known' / 'pear' / '.DS_Store').write_text('hello')
+  (photos / 'known' / 'pear' / 'gone.png').symlink_to(photos / 'nowhere.png')
+  before = list(_source(photos)[0].image.paths)
+  found, skipped = _source(photos)
+  assert len(found.label) == 42 and list(found.image.paths) == before
+  reasons = {pathlib.Path(s.path).name: s.reason for s in skipped}
+  assert len(reasons) == len(skipped) == len(kinds) + 2
+  for name, _, reason in kinds:
+    assert reason in reasons[name]
+  assert 'no class folder' in reasons['readme.txt']
+  assert 'no such file' in reasons['gone.png']
+
+
+def test_files_are_read_once(photos, monkeypatch):
+  bad = photos / 'known' / 'fig' / 'bad.png'
+  bad.write_bytes(b'x')
+  first, skipped = _source(photos)
+  read, seen = images.read, []
+  monkeypatch.setattr(
+    images, 'read', lambda path, shape: seen.append(path) or read(path, shape)
+  )
+  again, skipped_again = _source(photos)
+  # Only what could not be used: it may have been mended.
+  assert seen == [str(bad)] and skipped == skipped_again
+  seen.clear()
+  assert again.image.paths == first.image.paths
+  np.testing.assert_array_equal(again.image.digest, first.image.digest)
+  # One that changed, one that is new, and one that is gone.
+  changed, gone = first.image.paths[0], first.image.paths[1]
+  os.utime(changed, ns=(1, 1))
+  new = photos / 'known' / 'pear' / 'new.png'
+  Image.new('RGB', (8, 8)).save(new)
+  pathlib.Path(gone).unlink()
+  last, _ = _source(photos)
+  assert sorted(seen) == sorted([changed, str(new), str(bad)])
+  assert set(last.image.paths) == {*first.image.paths, str(new)} - {gone}
+  # Another size is another look; and so is a memory that is damaged.
+  seen.clear()
+  _source(photos, shape=(4, 4, 3))
+  assert len(seen) == 43
+  for path in (photos / 'data').rglob('*.npz'):
+    path.write_bytes(path.read_bytes()[:100])
+  seen.clear()
+  _source(photos)
+  assert len(seen) == 43
+
+
+def test_a_memory_that_cannot_be_kept(photos, caplog):
+  (photos / 'data').write_text('a file')
+  found, _ = _source(photos)
+  assert len(found.label) == 42
+  assert 'the next run looks through all files again' in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda p: (p / 'few').mkdir(), ('10', 'few: 0')),
+    (lambda p: (p / 'unknown').mkdir(), ("'unknown'", 'unknown_dirs')),
+    (
+      lambda p: [x.write_bytes(b'x') for x in list((p / 'fig').glob('*.png'))],
+      ('fig: 4', 'left out', 'no BMP'),
+    ),
+  ],
+)
+def test_classes_that_cannot_be_used(photos, change, words):
+  change(photos / 'known')
+  with pytest.raises(types.UsageError) as caught:
+    _source(photos)
+  for word in ('data.train_dir', *words):
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('train_dir', 'words'),
+  [
+    ('', ('is needed', '--config.data.train_dir=DIR')),
+    ('nowhere', ('does not exist',)),
+    ('known/pear/01.png', ('is a file',)),
+    ('known/pear', ('1 sub-folders', 'at least 2')),
+  ],
+)
+def test_folders_that_cannot_be_used(photos, monkeypatch, train_dir, words):
+  monkeypatch.chdir(photos)
+  with pytest.raises(types.UsageError) as caught:
+    folder.source(train_dir, 'data.train_dir', _SHAPE, photos / 'data')
+  for word in words:
+    assert word in str(caught.value)
+
+
+def _load(photos, **fields):
+  fields = {
+    'train_dir': str(photos / 'known'),
+    'unknown_dirs': (str(photos / 'Odd ones'),),
+    'unknown_sets': (),
+    **fields,
+  }
+  return data.load(
+    seed=0, data_dir=photos / 'data', name='folder', unknown_classes=(),
+    test_share=0.2, select_share=0.1, calibrate_share=0.1, evaluation_seed=0,
+    max_unknown=5, image_size=8, **fields,
+  )  # fmt: skip
+
+
+def test_a_benchmark(photos, monkeypatch):
+  (photos / 'Odd ones' / 'bad.png').write_bytes(b'x')
+  _load(photos)
+  # Splits of a folder that was looked through read no image again.
+  read, seen = images.read, []
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      images, 'read', lambda path, shape: seen.append(path) or read(path, shape)
+    )
+    found = _load(photos)
+  assert [pathlib.Path(path).name for path in seen] == ['bad.png']
+  assert found.class_names == ('apple', 'fig', 'pear')
+  parts = {name: image for name, image, _ in found.parts()}
+  assert {name: len(image) for name, image in parts.items()} == {
+    'train': 27, 'select': 4, 'calibrate': 3, 'test': 8, 'odd_ones': 5,
+  }  # fmt: skip
+  paths = [path for image in parts.values() for path in image.paths]
+  assert len(set(paths)) == len(paths)
+  unknown = found.unknown['odd_ones']
+  assert unknown.num_classes == 2 and 'Odd ones' in unknown.recipe
+  assert [pathlib.Path(s.path).name for s in found.skipped] == ['bad.png']
+  assert duplicates.count(parts.items()) == {}
+  # Noise needs no more than a shape.
+  noise = _load(photos, unknown_sets=('noise', 'mnist_noise:sum'))
+  assert noise.unknown['noise'].image.shape == (5, *_SHAPE)
+  again = _load(photos, unknown_sets=('noise', 'mnist_noise:sum'))
+  for name in ('noise', 'mnist_noise_sum'):
+    np.testing.assert_array_equal(
+      noise.unknown[name].image, again.unknown[name].image
+    )
+
+
+def test_unknowns_take_no_name_of_a_known_part(photos):
+  (photos / 'Odd ones').rename(photos / 'Test')
+  found = _load(photos, unknown_dirs=(str(photos / 'Test'),))
+  assert list(found.unknown) == ['test_unknown']
+  assert len(list(found.parts())) == 5
+
+
+def test_errors_of_a_benchmark(photos):
+  with pytest.raises(types.UsageError, match='image_size must be in 8'):
+    data.load(
+      seed=0, data_dir=photos / 'data', name='folder', unknown_classes=(),
+      test_share=0.2, select_share=0.1, calibrate_share=0.1, evaluation_seed=0,
+      max_unknown=5, image_size=4, unknown_sets=(),
+      train_dir=str(photos / 'known'),
+    )  # fmt: skip
+  with pytest.raises(types.UsageError, match=r"train_dir=x is for .*'folder'"):
+    data.load(
+      seed=0, data_dir=photos, name='digits', unknown_classes=(), train_dir='x',
+      test_share=0.2, select_share=0.1, calibrate_share=0.1, evaluation_seed=0,
+      max_unknown=5, unknown_sets=(),
+    )  # fmt: skip
+  with pytest.raises(types.UsageError, match='rename the folder'):
+    _load(photos, unknown_dirs=(str(photos / 'Odd ones'),) * 2)
+  (photos / 'none').mkdir()
+  with pytest.raises(types.UsageError, match='holds no image'):
+    _load(photos, unknown_dirs=(str(photos / 'none'),))
+  for folder_, words in (
+    ('~nobody-of-that-name/x', 'home'), ('', 'does not exist'),
+    (5, 'does not exist'),
+  ):  # fmt: skip
+    with pytest.raises(types.UsageError, match=words):
+      _load(photos, unknown_dirs=(folder_,))
+
+
+def test_the_same_image_twice(photos, generator):
+  pixels = generator.integers(0, 256, (30, *_SHAPE), np.uint8)
+  for i, x in enumerate(pixels[:20]):
+    Image.fromarray(x).save(photos / 'known' / 'pear' / f'{i:02d}x.png')
+  Image.fromarray(pixels[3]).save(photos / 'known' / 'pear' / 'zz.bmp')
+  found, _ = _source(photos)
+  # Against arrays that hold the same pixels.
+  assert duplicates.count([('a', found.image), ('b', pixels)]) == {
+    'a': 1, 'a, b': 20,
+  }  # fmt: skip
+
+
+def test_files_come_in_the_order_of_arrays(photos):
+  found, _ = _source(photos)
+  in_files = splits.Labelled(found.image, found.label)
+  in_memory = splits.Labelled(found.image[:], found.label)
+  for first in (0, 9):
+    a, b = (
+      batches.training(x, 4, 3, first, balanced=True)
+      for x in (in_files, in_memory)
+    )
+    for _ in range(40):
+      (x, row), (y, expected_row) = next(a), next(b)
+      np.testing.assert_array_equal(row, expected_row)
+      for one, other in zip(x, y, strict=True):
+        np.testing.assert_array_equal(one, other)
+  a, b = (batches.padded(*x, 16) for x in (in_files, in_memory))
+  for x, y in zip(a, b, strict=True):
+    for one, other in zip(x, y, strict=True):
+      np.testing.assert_array_equal(one, other)
+
+
+def test_balanced_epochs(photos):
+  found, _ = _source(photos)
+  samples = splits.Labelled(np.zeros((42, 1, 1, 1), np.uint8), found.label)
+  plain = batches.training(samples, 7, 0, 0)
+  rows = np.concatenate([next(plain)[1] for _ in range(6)])
+  np.testing.assert_array_equal(np.sort(rows), np.arange(42))
+  balanced = batches.training(samples, 10, 0, 0, balanced=True)
+  rows = np.concatenate([next(balanced)[1] for _ in range(6)])
+  np.testing.assert_array_equal(np.bincount(found.label[rows]), [20, 20, 20])
+  # Within a class, no sample is shown twice more than another.
+  count = np.bincount(rows, minlength=42)
+  for k in range(3):
+    assert np.ptp(count[found.label == k]) <= 1
+  # From any step on it is the same order.
+  later = batches.training(samples, 10, 0, 4, balanced=True)
+  np.testing.assert_array_equal(next(later)[1], rows[40:50])
+
+
+def test_a_file_that_goes_while_batches_are_read(photos):
+  found, _ = _source(photos)
+  for path in found.image.paths[:20]:
+    pathlib.Path(path).unlink()
+  stream = batches.training(splits.Labelled(found.image, found.label), 10, 0, 0)
+  with pytest.raises(types.UserError, match='there is no such file'):
+    for _ in range(4):
+      next(stream)
+
+
+def test_a_run_belongs_to_its_images(photos, tmp_path):
+  found = _load(photos)
+  workdir = tmp_path / 'run'
+  pipeline._bind_files(found, workdir)
+  (workdir / 'checkpoints' / '10').mkdir(parents=True)
+  pipeline._bind_files(found, workdir)
+  pathlib.Path(found.train.image.paths[0]).unlink()
+  with pytest.raises(types.UsageError, match='trained on other images'):
+    pipeline._bind_files(_load(photos), workdir)
+  # Before anything was trained, nothing is bound.
+  (workdir / 'checkpoints' / '10').rmdir()
+  pipeline._bind_files(_load(photos), workdir)
+
+
+def test_the_main_job(photos, tmp_path):
+  """Classes, a folder of unknowns, and a file that is no image."""
+  (photos / 'known' / 'fig' / 'bad.png').write_bytes(b'x')
+  # Classes that a net can tell apart.
+  for k, name in enumerate(sorted(_COUNTS)):
+    for path in (photos / 'known' / name).rglob('*.png'):
+      if path.name != 'bad.png':
+        with Image.open(path) as picture:
+          pixels = np.asarray(picture) // 4 + 80 * k
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+  config = CONFIGS['folder'].copy_and_resolve_references()
+  config.update_from_flattened_dict(
+    {
+      'data.train_dir': str(photos / 'known'),
+      'evaluation.unknown_dirs': (str(photos / 'Odd ones'),),
+      'data.image_size': 8, 'data.calibrate_share': 0.2,
+      'data.select_share': 0.15, 'model.backbone': 'digits_cnn',
+      'model.width': 4, 'model.latent_width': 4, 'train.batch_size': 8,
+      'train.num_steps': 60, 'train.shift': 1, 'report.map_samples': 20,
+    }
+  )  # fmt: skip
+  report = pipeline.run(config, 'folder', tmp_path / 'run', photos / 'data')
+  assert report['class_names'] == ['apple', 'fig', 'pear']
+  assert [pathlib.Path(x['path']).name for x in report['skipped']] == [
+    'bad.png'
+  ]
+  assert any('left out: 1' in note for note in report['notes'])
+  assert report['unknown']['odd_ones']['n_unknown'] == 7
+  assert (tmp_path / 'run' / 'figures' / 'samples.png').exists()
+  model = openset.load(tmp_path / 'run')
+  assert model.class_names == ('apple', 'fig', 'pear')

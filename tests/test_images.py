@@ -1,0 +1,265 @@
+"""Image files of every kind, and files that are none."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from crosr_jax import types
+from crosr_jax.data import images
+
+_SHAPE = (16, 16, 3)
+
+
+@pytest.fixture
+def photo(generator):
+  """[24, 40, 3], smooth, so that JPEG keeps it."""
+  coarse = generator.integers(0, 256, (3, 5, 3), np.uint8)
+  return Image.fromarray(coarse).resize((40, 24), Image.Resampling.BICUBIC)
+
+
+def _saved(tmp_path, picture, name, **options):
+  path = tmp_path / name
+  picture.save(path, **options)
+  return path
+
+
+@pytest.mark.parametrize('suffix', images.SUFFIXES)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_formats(tmp_path, photo, suffix, channels):
+  path = _saved(tmp_path, photo, f'x{suffix}')
+  found = images.read(path, (24, 40, channels))
+  assert found.shape == (24, 40, channels) and found.dtype == np.uint8
+  expected = np.asarray(photo.convert('L' if channels == 1 else 'RGB'), int)
+  error = np.abs(found.reshape(expected.shape) - expected).mean()
+  # BMP and PNG lose nothing.
+  assert error < (1e-9 if suffix in ('.bmp', '.png') else 6)
+
+
+def test_an_image_of_that_size_is_left_alone(tmp_path, generator):
+  pixels = generator.integers(0, 256, _SHAPE, np.uint8)
+  path = _saved(tmp_path, Image.fromarray(pixels), 'x.png')
+  np.testing.assert_array_equal(images.read(path, _SHAPE), pixels)
+
+
+@pytest.mark.parametrize(
+  'mode', ['1', 'L', 'LA', 'P', 'palette', 'RGBA', 'CMYK', 'I;16']
+)
+def test_modes(tmp_path, photo, mode):
+  if mode == 'I;16':
+    deep = np.asarray(photo.convert('L'), np.uint16) * 257
+    picture, like = Image.fromarray(deep), photo.convert('L')
+  elif mode == 'palette':
+    # A palette whose colours can be transparent; none of them is.
+    picture, like = photo.convert('P'), photo.convert('P')
+    picture.info['transparency'] = bytes([255] * 256)
+  else:
+    start = photo.convert('L') if mode == 'LA' else photo
+    like = picture = start.convert(mode)
+  path = _saved(tmp_path, picture, 'x.jpg' if mode == 'CMYK' else 'x.png')
+  found = images.read(path, (24, 40, 3)).astype(int)
+  expected = np.asarray(like.convert('RGB'), int)
+  assert np.abs(found - expected).mean() < (6 if mode == 'CMYK' else 1)
+
+
+def test_transparency_is_white(tmp_path):
+  picture = Image.new('RGBA', (16, 16), (10, 20, 30, 0))
+  picture.putpixel((3, 5), (10, 20, 30, 255))
+  found = images.read(_saved(tmp_path, picture, 'x.png'), _SHAPE).copy()
+  assert (found[5, 3] == (10, 20, 30)).all()
+  found[5, 3] = 255
+  assert (found == 255).all()
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_orientation(tmp_path, photo, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  path = _saved(tmp_path, photo, 'x.png', exif=exif)
+  # By the standard's own table: what must be done to the stored picture.
+  turn = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+  }  # fmt: skip
+  upright = photo.transpose(turn[orientation]) if orientation > 1 else photo
+  found = images.read(path, (upright.height, upright.width, 3))
+  np.testing.assert_array_equal(found, np.asarray(upright))
+
+
+def test_the_middle_is_taken(tmp_path):
+  picture = Image.new('RGB', (60, 20))
+  picture.paste((255, 0, 0), (20, 0, 40, 20))
+  found = images.read(_saved(tmp_path, picture, 'x.png'), (10, 10, 3))
+  # All of the red square but what smoothing takes from its sides.
+  assert (found[:, 1:-1] == (255, 0, 0)).all()
+
+
+def test_large_photographs_are_drafted(tmp_path, photo):
+  large = photo.resize((1600, 960), Image.Resampling.BICUBIC)
+  found = images.read(_saved(tmp_path, large, 'x.jpg', quality=95), (24, 24, 3))
+  expected = ImageOps.fit(large, (24, 24), Image.Resampling.BILINEAR)
+  assert np.abs(found.astype(int) - np.asarray(expected, int)).mean() < 3
+
+
+def _png(width, height, rows=b''):
+  """A PNG that claims this size, grey, with these compressed rows."""
+
+  def chunk(kind, data):
+    whole = kind + data
+    return struct.pack('>I', len(data)) + whole + struct.pack(
+      '>I', zlib.crc32(whole)
+    )  # fmt: skip
+
+  header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  return b''.join(
+    [b'\x89PNG\r\n\x1a\n', chunk(b'IHDR', header),
+     chunk(b'IDAT', zlib.compress(rows)), chunk(b'IEND', b'')]
+  )  # fmt: skip
+
+
+def bad_files(photo):
+  """20 kinds: name, bytes, a word of the reason."""
+
+  def encoded(kind, **options):
+    buffer = io.BytesIO()
+    photo.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+  png, jpeg, webp, bmp = map(encoded, ('PNG', 'JPEG', 'WEBP', 'BMP'))
+  flipped = bytearray(png)
+  flipped[len(png) // 2] ^= 0xFF
+  return [
+    ('empty.png', b'', 'empty'),
+    ('text.jpg', b'not an image', 'no BMP'),
+    ('zeros.png', bytes(1000), 'no BMP'),
+    ('page.png', b'<html><body>404</body></html>', 'no BMP'),
+    ('signature.png', png[:8], 'no BMP'),
+    ('header.png', png[:40], 'no BMP'),
+    ('half.png', png[: len(png) // 2], 'damaged'),
+    ('flipped.png', bytes(flipped), 'damaged'),
+    ('half.jpg', jpeg[: len(jpeg) // 2], 'damaged'),
+    ('start.jpg', jpeg[:4], 'no BMP'),
+    ('no_end.jpg', jpeg[:-200], 'damaged'),
+    ('half.webp', webp[: len(webp) // 2], 'damaged'),
+    ('half.bmp', bmp[: len(bmp) // 2], 'damaged'),
+    ('bomb.png', _png(60_000, 60_000), 'pixels'),
+    ('large.png', _png(13_000, 13_000), 'pixels'),
+    ('nothing.png', _png(0, 0), 'no BMP'),
+    ('no_rows.png', _png(20, 20), 'damaged'),
+    ('picture.gif', encoded('GIF'), 'no BMP'),
+    ('scan.tiff', encoded('TIFF'), 'no BMP'),
+    ('photo.pdf', encoded('PDF'), 'no BMP'),
+  ]
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_bad_files(tmp_path, photo):
+  kinds = bad_files(photo)
+  assert len(kinds) == 20
+  for name, data, reason in kinds:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(images.ImageError) as caught:
+      images.read(path, _SHAPE)
+    assert reason in str(caught.value), name
+    assert '\n' not in str(caught.value)
+
+
+def test_what_is_no_file(tmp_path):
+  for path, reason in (
+    (tmp_path / 'no.png', 'no such file'),
+    (tmp_path, 'a folder'),
+  ):
+    with pytest.raises(images.ImageError, match=reason):
+      images.read(path, _SHAPE)
+
+
+@pytest.fixture
+def some(tmp_path, generator):
+  """12 files, and their pixels."""
+  pixels = generator.integers(0, 256, (12, *_SHAPE), np.uint8)
+  paths = [
+    str(_saved(tmp_path, Image.fromarray(x), f'{i:02d}.png'))
+    for i, x in enumerate(pixels)
+  ]
+  return paths, pixels
+
+
+def test_several_keep_their_order(some, tmp_path):
+  paths, pixels = some
+  broken = tmp_path / 'broken.png'
+  broken.write_bytes(b'x')
+  mixed = [paths[0], str(broken), *paths[1:], str(tmp_path / 'no.png')]
+  found, faults = images.read_all(mixed, _SHAPE)
+  np.testing.assert_array_equal(found, pixels)
+  assert list(faults) == [1, 13] and 'no such' in faults[13]
+
+
+def test_files_as_an_array(some):
+  paths, pixels = some
+  digest = np.arange(12 * 32, dtype=np.uint8).reshape(12, 32)
+  files = images.ImageFiles(paths, _SHAPE, digest)
+  assert files.shape == pixels.shape and len(files) == 12
+  for key in (
+    3,
+    -1,
+    slice(2, 7),
+    slice(None),
+    [4, 4, 0],
+    pixels[:, 0, 0, 0] > 99,
+  ):
+    np.testing.assert_array_equal(files[key], pixels[key])
+  np.testing.assert_array_equal(np.asarray(files), pixels)
+  np.testing.assert_array_equal(np.concatenate([files, files])[12:], pixels)
+  chosen = files.take(np.array([7, 1]), axis=0)
+  np.testing.assert_array_equal(chosen[:], pixels[[7, 1]])
+  np.testing.assert_array_equal(chosen.digest, digest[[7, 1]])
+  for count, rows in (
+    (1, [0]), (5, [0, 2, 4, 7, 9]), (8, [0, 1, 3, 4, 6, 7, 9, 10]),
+    (12, range(12)), (100, range(12)),
+  ):  # fmt: skip
+    np.testing.assert_array_equal(
+      images.spread(files, count), pixels[list(rows)]
+    )
+  assert images.for_statistics(pixels) is pixels
+
+
+def test_a_file_that_is_gone(some, tmp_path):
+  paths, _ = some
+  files = images.ImageFiles(paths, _SHAPE, np.zeros((12, 32), np.uint8))
+  (tmp_path / '05.png').unlink()
+  with pytest.raises(types.UserError, match=r'05\.png: there is no such file'):
+    files[:]
+
+
+def test_no_more_in_memory_than_fits(some, monkeypatch):
+  paths, pixels = some
+  files = images.ImageFiles(paths, _SHAPE, np.zeros((12, 32), np.uint8))
+  monkeypatch.setattr(images, '_MOST_BYTES', 3 * pixels[0].size + 1)
+  np.testing.assert_array_equal(images.for_statistics(files), pixels[[0, 4, 8]])
+
+
+def test_drawings(tmp_path):
+  canvas = np.zeros((100, 100), np.uint8)
+  canvas[10:50, 60:80] = 200
+  buffer = io.BytesIO()
+  Image.fromarray(canvas).save(buffer, 'PNG')
+  found = images.decode(buffer.getvalue(), (28, 28, 1), is_drawing=True)
+  # 20 of 28 pixels high, 10 wide, in the middle, as bright as can be.
+  expected = np.zeros((28, 28), np.uint8)
+  expected[4:24, 9:19] = 255
+  np.testing.assert_array_equal(found[..., 0], expected)
+  # So little ink that nothing is left of it is no error.
+  specks = np.zeros((280, 280), np.uint8)
+  specks[0, 0] = specks[-1, -1] = 1
+  assert not images.centred(specks, (28, 28)).any()
+
+
+def test_what_an_upload_may_claim():
+  with pytest.raises(images.ImageError, match='more than 1,000'):
+    images.decode(_png(40, 40), _SHAPE, most_pixels=1000)
