@@ -1,0 +1,246 @@
+"""Says of images what they are, or that they are unknown.
+
+  python -m crosr_jax.predict --workdir=runs/mnist photo.png folder/ 'x/*.jpg'
+
+Arguments are image files, folders (all images below them), patterns, and '-'
+for a list of those on standard input, one a line. The answers are in the same
+order: prediction, a class or 'unknown'; the probability of the best class; that
+of unknown; and the nearest class, whatever is decided. A file that cannot be
+read has a row that says why, and makes the exit code 1.
+"""
+
+import contextlib
+import csv
+import glob
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+from absl import flags
+
+from crosr_jax import cli, files, progress, types
+
+_WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
+_FORMAT = flags.DEFINE_string(
+  'format', 'table', 'table, json (a list of objects) or csv'
+)
+_REJECT_KNOWN = flags.DEFINE_float(
+  'reject_known',
+  0.0,
+  'decide by a threshold that rejects this share of known images, found on '
+  'those the run held out; default: as the run decides',
+)
+
+_BLOCK = 256
+_UNKNOWN = 'unknown'
+
+
+class Row(NamedTuple):
+  """What is said of one file."""
+
+  path: str
+  prediction: str  # a class, 'unknown', or '' where the file gives no image
+  probability: float | None  # of the best class
+  unknown_probability: float | None
+  nearest: str  # class
+  error: str  # '' where there is none
+
+
+def main(arguments: list[str]) -> None:
+  """Predicts what is named on the command line."""
+  # Flags are looked at before JAX is loaded: a typo is told at once.
+  types.check_choice('--format', _FORMAT.value, _WRITERS)
+  if not _WORKDIR.value:
+    raise types.UsageError(
+      '--workdir is needed, the folder of a finished run, for example '
+      '--workdir=runs/mnist'
+    )
+  paths = _paths(arguments)
+  from crosr_jax import openset
+
+  model = openset.load(cli.folder('workdir', _WORKDIR.value))
+  if flags.FLAGS['reject_known'].present:
+    model = model.rejecting(_REJECT_KNOWN.value)
+  logging.info('decision: %s', model.told())
+  faults = 0
+  with _bar(len(paths)) as show:
+    write = _WRITERS[_FORMAT.value](sys.stdout, model.class_names)
+    for i, row in enumerate(rows(model, paths)):
+      write.row(row)
+      faults += bool(row.error)
+      show(i + 1)
+    write.end()
+  if faults:
+    raise types.UserError(
+      f'{faults} of {len(paths)} files could not be read; their rows say why'
+    )
+
+
+def _bar(total: int) -> contextlib.AbstractContextManager[progress.Show]:
+  """None where the rows themselves are seen to come."""
+  if sys.stdout.isatty():
+    return contextlib.nullcontext(lambda done, text='': None)
+  return progress.bar('predicting', total)
+
+
+def rows(model: Any, paths: Sequence[str]) -> Iterator[Row]:
+  """A row for each path, in order.
+
+  Args:
+    model: openset.OpenSetModel.
+    paths: of image files.
+  """
+  from crosr_jax.data import images
+
+  for start in range(0, len(paths), _BLOCK):
+    block = paths[start : start + _BLOCK]
+    image, faults = images.read_all(block, model.image_shape)
+    found = model.features(image)
+    scores = model.score(found)
+    nearest = np.argmax(found.logits, axis=1)
+    answers = iter(range(len(image)))
+    for i, path in enumerate(block):
+      if i in faults:
+        yield Row(path, '', None, None, '', faults[i])
+        continue
+      k = next(answers)
+      prediction = scores.prediction[k]
+      yield Row(
+        path,
+        _UNKNOWN
+        if prediction == types.UNKNOWN
+        else model.class_names[prediction],
+        float(scores.probability[k, :-1].max()),
+        float(scores.probability[k, -1]),
+        model.class_names[nearest[k]],
+        '',
+      )
+
+
+def _paths(arguments: Sequence[str]) -> list[str]:
+  """Files that the arguments mean, in their order."""
+  if not arguments:
+    raise types.UsageError(
+      "name images, folders or patterns, or '-' for a list of them on standard "
+      'input'
+    )
+  found: list[str] = []
+  for argument in arguments:
+    if argument == '-':
+      # Names of files are bytes; what is no text is a name too.
+      for line in sys.stdin.buffer:
+        if name := os.fsdecode(line).rstrip('\r\n'):
+          found += _meant(name)
+    else:
+      found += _meant(argument)
+  return found
+
+
+def _meant(argument: str) -> list[str]:
+  from crosr_jax.data import folder, images
+
+  path = files.user_path(argument)
+  # Unlike pathlib's, these are False for what cannot even be looked at.
+  if os.path.isdir(path):
+    there = list(folder.below(path))
+    chosen = [name for name in there if images.is_image(name)]
+    if not chosen:
+      raise types.UsageError(
+        f'{argument}: the folder holds no image; looked for '
+        f'{", ".join(images.SUFFIXES)}'
+      )
+    if others := len(there) - len(chosen):
+      logging.info('%s: %d files that are no images are left out', path, others)
+    return chosen
+  if not os.path.exists(path) and glob.has_magic(argument):
+    chosen = sorted(glob.glob(str(path), recursive=True))
+    if not chosen:
+      raise types.UsageError(f'{argument}: the pattern fits no file')
+    return list(itertools.chain.from_iterable(_meant(p) for p in chosen))
+  # One that is not there has a row that says so.
+  return [str(path)]
+
+
+class _Table:
+  """For people."""
+
+  def __init__(self, stream: TextIO, class_names: Sequence[str]):
+    self._stream = stream
+    self._width = max(len('prediction'), *map(len, class_names))
+    self._line('prediction', 'best', 'unknown', 'nearest', 'image')
+
+  def row(self, row: Row) -> None:
+    if row.error:
+      self._line('-', '-', '-', '-', f'{row.path}: {row.error}')
+    else:
+      self._line(
+        row.prediction,
+        f'{row.probability:.3f}',
+        f'{row.unknown_probability:.3f}',
+        row.nearest,
+        row.path,
+      )
+
+  def end(self) -> None:
+    self._stream.flush()
+
+  def _line(self, *cells: str) -> None:
+    prediction, best, unknown, nearest, path = cells
+    n = self._width
+    text = f'{prediction:{n}} {best:>6} {unknown:>8}  {nearest:{n}} {path}\n'
+    self._stream.write(_printable(text))
+
+
+class _Json:
+  """A list of objects."""
+
+  def __init__(self, stream: TextIO, class_names: Sequence[str]):
+    del class_names
+    self._stream, self._begin = stream, '[\n'
+
+  def row(self, row: Row) -> None:
+    self._stream.write(self._begin + json.dumps(row._asdict()))
+    self._begin = ',\n'
+
+  def end(self) -> None:
+    self._stream.write('\n]\n' if self._begin == ',\n' else '[]\n')
+    self._stream.flush()
+
+
+class _Csv:
+  """With a header."""
+
+  def __init__(self, stream: TextIO, class_names: Sequence[str]):
+    del class_names
+    self._stream, self._writer = stream, csv.writer(stream, lineterminator='\n')
+    self._writer.writerow(Row._fields)
+
+  def row(self, row: Row) -> None:
+    cells = ['' if cell is None else cell for cell in row]
+    self._writer.writerow(
+      [_printable(x) if isinstance(x, str) else x for x in cells]
+    )
+
+  def end(self) -> None:
+    self._stream.flush()
+
+
+def _printable(text: str) -> str:
+  """Names of files that are no valid text must not end the output."""
+  return text.encode('utf-8', 'backslashreplace').decode()
+
+
+_WRITERS: dict[str, Callable[[TextIO, Sequence[str]], Any]] = {
+  'table': _Table,
+  'json': _Json,
+  'csv': _Csv,
+}
+
+
+if __name__ == '__main__':
+  cli.run(main, takes_arguments=True)
