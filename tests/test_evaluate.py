@@ -1,0 +1,232 @@
+"""A finished run scored again."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from crosr_jax import data, judge, openset, pipeline, saved, types
+
+
+@pytest.fixture
+def workdir(digits_run):
+  return digits_run[0]
+
+
+@pytest.fixture
+def evaluate(environment):
+  def call(*arguments, code=0):
+    process = subprocess.run(
+      [sys.executable, '-m', 'crosr_jax.evaluate', *map(str, arguments)],
+      cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == code, process.stderr
+    assert 'Traceback' not in process.stderr
+    return process
+
+  return call
+
+
+def _figures(row):
+  """All that does not depend on devices, to six digits."""
+  return {
+    method: {
+      key: pytest.approx(value, abs=1e-6)
+      for key, value in found.items()
+      if isinstance(value, float)
+    }
+    for method, found in row.items()
+    if isinstance(found, dict)
+  }
+
+
+def test_without_a_change_it_is_the_report(workdir, evaluate):
+  process = evaluate(f'--workdir={workdir}', '--format=json')
+  found = json.loads(process.stdout)
+  report = json.loads((workdir / 'report.json').read_text())
+  for key in ('decision', 'closed_set_accuracy'):
+    assert found[key] == report[key]
+  assert found['known_rejected'].items() >= report['known_rejected'].items()
+  assert list(found['unknown']) == list(report['unknown'])
+  for name, row in report['unknown'].items():
+    for key in ('n_known', 'n_unknown', 'openness', 'ceiling_f1'):
+      assert found['unknown'][name][key] == row[key]
+    del row['trivial']
+    for method, figures in _figures(row).items():
+      assert figures.items() <= found['unknown'][name][method].items()
+    assert 'energy' in found['unknown'][name]
+
+
+def test_other_recipes_are_those_of_the_main_job(
+  digits_run, evaluate, tmp_path
+):
+  workdir, config = digits_run
+  process = evaluate(
+    f'--workdir={workdir}', '--format=json', '--vector=joint',
+    '--scaling=none', '--tail=30', '--decision=tpr95',
+  )  # fmt: skip
+  found = json.loads(process.stdout)
+  config = config.copy_and_resolve_references()
+  config.weibull.update(vector='joint', scaling='none', tail='30')
+  config.scorer.decision = 'tpr95'
+  copy = tmp_path / 'copy'
+  copy.mkdir()
+  for name in ('checkpoints', 'digests', 'config.json'):
+    (copy / name).symlink_to(workdir / name)
+  report = pipeline.run(config, 'digits', copy, copy)
+  assert found['decision'] == 'tpr95'
+  assert found['known_rejected']['test'] == report['known_rejected']['test']
+  for name, row in report['unknown'].items():
+    figures = _figures({'crosr': row['crosr']})['crosr']
+    assert figures.items() <= found['unknown'][name]['crosr'].items()
+  # What is in the workdir was not touched.
+  assert saved.load_info(workdir)['weibull']['vector'] == 'evidence'
+
+
+def test_unknowns_of_a_folder(digits_run, evaluate, tmp_path):
+  workdir, config = digits_run
+  benchmark = data.load(
+    seed=0, data_dir=tmp_path, **config.data, **config.evaluation
+  )
+  folder = tmp_path / 'Some others'
+  folder.mkdir()
+  strange = benchmark.unknown['digits_unknown'].image[:40]
+  for i, image in enumerate(strange):
+    Image.fromarray(image[..., 0]).save(folder / f'{i:02d}.png')
+  (folder / 'notes.txt').write_text('x')
+  kept = tmp_path / 'kept.npz'
+  process = evaluate(
+    f'--workdir={workdir}', f'--unknown={folder}', '--unknown=noise',
+    f'--save_features={kept}', '--format=json', f'--data_dir={tmp_path}',
+  )  # fmt: skip
+  assert 'left out: ' in process.stderr and 'notes.txt' in process.stderr
+  found = json.loads(process.stdout)['unknown']
+  assert {n: row['n_unknown'] for n, row in found.items()} == {
+    'some_others': 40, 'noise': 316,
+  }  # fmt: skip
+  model = openset.load(workdir)
+  known, unknown = model(benchmark.test.image), model(strange)
+  wins = np.mean(unknown.unknown_score[:, None] > known.unknown_score[None, :])
+  assert found['some_others']['crosr']['auroc'] == pytest.approx(wins, abs=1e-4)
+  report = json.loads((workdir / 'report.json').read_text())
+  assert found['noise']['crosr']['auroc'] == pytest.approx(
+    report['unknown']['noise']['crosr']['auroc'], abs=1e-6
+  )
+  # The features that were saved are enough, for any recipe.
+  again = json.loads(
+    evaluate(
+      f'--features={kept}', '--format=json', '--reject_known=0.05'
+    ).stdout
+  )
+  for name, row in again['unknown'].items():
+    for method, figures in _figures(row).items():
+      del figures  # openness counts one class for a set of a file
+      assert row[method]['auroc'] == pytest.approx(
+        found[name][method]['auroc'], abs=1e-6
+      )
+
+
+def test_the_table(workdir, evaluate):
+  process = evaluate(f'--workdir={workdir}')
+  assert 'digits_unknown: 316 known, 533 unknown' in process.stdout
+  assert 'of the known test samples are called unknown' in process.stdout
+
+
+def _parts(generator, k=3, n=60):
+  label = np.arange(n) % k
+  return {
+    name: types.Features(
+      generator.normal(size=(n, k)) + 6 * np.eye(k)[label] * (sign > 0),
+      np.zeros((n, 0)),
+      label if sign > 0 else np.full(n, -1),
+    )
+    for name, sign in (
+      ('train', 1), ('select', 1), ('calibrate', 1), ('test', 1), ('odd', -1),
+    )
+  }  # fmt: skip
+
+
+def test_features_of_any_net(evaluate, tmp_path, generator):
+  path = tmp_path / 'mine.npz'
+  saved.write_features(path, _parts(generator))
+  process = evaluate(f'--features={path}', '--tail=20', '--vector=joint')
+  assert 'odd: 60 known, 60 unknown' in process.stdout
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda p: p.pop('select'), "no part 'select'"),
+    (
+      lambda p: p.update(test=p['test']._replace(logits=np.zeros((60, 4)))),
+      'test/logits has shape [60, 4], needed is [60, 3]',
+    ),
+    (
+      lambda p: p.update(test=p['test']._replace(label=np.full(60, 3))),
+      'test/label has 3, known classes are 0..2',
+    ),
+  ],
+)
+def test_features_that_cannot_be_used(
+  evaluate, tmp_path, generator, change, words
+):
+  parts = _parts(generator)
+  change(parts)
+  saved.write_features(tmp_path / 'x.npz', parts)
+  process = evaluate(f'--features={tmp_path / "x.npz"}', code=2)
+  assert words in process.stderr
+
+
+@pytest.mark.parametrize(
+  ('field', 'shape', 'words'),
+  [
+    ('logits', (60,), 'train/logits has shape [60]'),
+    ('label', (), 'they have 2, 2 and 0'),
+    ('label', (60, 3), 'they have 2, 2 and 2'),
+    ('latent', (59, 0), 'train/latent has 59 rows for 60 labels'),
+    ('logits', (59, 3), 'train/logits has shape [59, 3], needed is [60, 3]'),
+  ],
+)
+def test_shapes(generator, field, shape, words):
+  parts = _parts(generator)
+  changed = np.zeros(shape, np.int64)
+  parts['train'] = parts['train']._replace(**{field: changed})
+  with pytest.raises(types.UsageError) as caught:
+    judge.check_parts(parts, 'x.npz')
+  assert words in str(caught.value)
+
+
+def test_unknowns_that_are_called_as_a_known_part(workdir, evaluate, tmp_path):
+  folder = tmp_path / 'test'
+  folder.mkdir()
+  Image.new('L', (8, 8), 255).save(folder / 'white.png')
+  process = evaluate(
+    f'--workdir={workdir}', f'--unknown={folder}', f'--data_dir={tmp_path}'
+  )
+  assert 'test_unknown: 316 known, 1 unknown' in process.stdout
+
+
+def test_mistakes(workdir, evaluate, tmp_path):
+  (tmp_path / 'x.npz').write_bytes(b'PK\x03\x04 nothing')
+  np.savez(tmp_path / 'y.npz', a=np.array([print], object))
+  run = f'--workdir={workdir}'
+  for arguments, code, words in (
+    ((), 2, '--workdir is needed'),
+    (('--features=x.npz', '--unknown=noise'), 2, 'needs the net'),
+    ((run, '--unknown=nonsense'), 2, 'no folder, and no unknown set'),
+    ((run, '--unknown=mnist_noise:sum'), 2, 'made of known test images'),
+    ((run, '--max_unknown=0'), 2, 'max_unknown'),
+    ((run, '--tail=-3'), 2, 'tail'),
+    ((run, '--format=xml'), 2, '--format'),
+    ((run, '--reject_known=0.9'), 2, 'reject_known'),
+    ((f'--features={tmp_path / "x.npz"}',), 1, 'holds no features'),
+    ((f'--features={tmp_path / "y.npz"}',), 1, 'holds no features'),
+    ((f'--features={tmp_path / "no.npz"}',), 1, 'No such file'),
+    (('--features=~nobody-of-that-name/x.npz',), 2, 'home'),
+  ):
+    process = evaluate(*arguments, code=code)
+    assert words in process.stderr, arguments
