@@ -50,7 +50,7 @@ class Head(nn.Module):
   def __call__(self, x: Array, keys: Array | None, train: bool) -> Array:
     """[B, H, W, C] -> logits [B, K], linear."""
     del train
-    x = x.reshape(len(x), -1)
+    x = x.reshape(x.shape[0], -1)
     for width in self.hidden:
       x = layers.Dropout(self.dropout)(nn.relu(nn.Dense(width)(x)), keys)
     return nn.Dense(self.num_classes)(x)

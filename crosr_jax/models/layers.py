@@ -83,11 +83,14 @@ def max_pool(x: Array) -> Array:
   """2x2, stride 2; an odd row or column is pooled alone. [B, H, W, C]."""
   # XLA's own gradient takes a sixth of a training step on CPU. Ours has no
   # forward mode (jax.jvp).
-  return jax.lax.platform_dependent(x, cpu=_max_pool_for_cpu, default=_max_pool)
+  return (
+    _max_pool_for_cpu(x) if jax.default_backend() == 'cpu' else _max_pool(x)
+  )
 
 
 def _max_pool(x: Array) -> Array:
-  return nn.max_pool(x, (2, 2), (2, 2), padding='SAME')
+  # By keywords, as the converter to ONNX takes it.
+  return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding='SAME')
 
 
 _max_pool_for_cpu = jax.custom_vjp(_max_pool)

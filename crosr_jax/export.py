@@ -1,0 +1,54 @@
+"""Writes a finished run into one file that needs no more than JAX.
+
+  python -m crosr_jax.export --workdir=runs/mnist --output=mnist.jaxexport
+
+The file holds one compiled function, uint8 images -> probability, unknown_score
+and prediction, for any number of images, on CPU, GPU and TPU; and a header in
+JSON with class names, image size, decision and where it comes from. The module
+crosr_jax/exported.py reads it, alone: jax, numpy and flatbuffers are all that
+it needs. --output=NAME.onnx writes ONNX instead (pip install
+'crosr_jax[onnx]').
+"""
+
+from absl import flags
+
+from crosr_jax import cli, files, types
+
+_WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
+_OUTPUT = flags.DEFINE_string('output', '', 'file to write')
+_REJECT_KNOWN = flags.DEFINE_float(
+  'reject_known',
+  0.0,
+  'decide by a threshold that rejects this share of known images, found on '
+  'those the run held out; default: as the run decides',
+)
+
+
+def main() -> None:
+  """Exports."""
+  # Flags are looked at before JAX is loaded: a typo is told at once.
+  if not _WORKDIR.value:
+    raise types.UsageError('--workdir is needed, the folder of a finished run')
+  if not _OUTPUT.value:
+    raise types.UsageError(
+      '--output is needed, the file to write, for example '
+      '--output=mnist.jaxexport'
+    )
+  output = files.user_path(_OUTPUT.value)
+  if output.is_dir():
+    raise types.UsageError(f'--output={output} is a folder; name a file')
+  workdir = cli.folder('workdir', _WORKDIR.value)
+  from crosr_jax import exporting, openset, saved
+
+  model = openset.load(workdir)
+  if flags.FLAGS['reject_known'].present:
+    model = model.rejecting(_REJECT_KNOWN.value)
+  is_onnx = output.suffix == '.onnx'
+  pack = exporting.pack_onnx if is_onnx else exporting.pack
+  data = pack(model, exporting.card(model, saved.load_info(workdir)))
+  files.write_bytes(output, data)
+  print(f'{output}: {len(data):,} bytes, decision: {model.told()}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,64 @@
+"""The exported model in onnxruntime; needs crosr_jax[onnx]."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import CONFIGS, ROOT
+from sklearn import datasets
+
+from crosr_jax import openset, pipeline
+
+onnxruntime = pytest.importorskip('onnxruntime')
+pytest.importorskip('jax2onnx')
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'scorer.decision': 'argmax', 'weibull.vector': 'joint'},
+    {'model.lateral': 'none', 'model.backbone': 'mnist_cnn'},
+    {
+      'model.backbone': 'fast_cnn',
+      'train.optimizer': 'muon',
+      'scorer.decision': 'half',
+    },
+  ],
+)
+def test_answers_as_the_project_does(tmp_path, environment, fields):
+  config = CONFIGS['digits'].copy_and_resolve_references()
+  config.update_from_flattened_dict(
+    {
+      'model.width': 8, 'model.latent_width': 8, 'train.num_steps': 200,
+      'report.pictures': False, **fields,
+    }
+  )  # fmt: skip
+  pipeline.run(config, 'digits', tmp_path, tmp_path)
+  output = tmp_path / 'digits.onnx'
+  process = subprocess.run(
+    [sys.executable, '-m', 'crosr_jax.export', f'--workdir={tmp_path}',
+     f'--output={output}'],
+    cwd=ROOT, env=environment, capture_output=True, text=True,
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  digits = datasets.load_digits().images * (255 / 16)
+  image = np.round(digits).astype(np.uint8)[..., None]
+  expected = openset.load(tmp_path)(image)
+  session = onnxruntime.InferenceSession(output)
+  for count in (1, len(image)):
+    found = session.run(
+      ['probability', 'unknown_score', 'prediction'], {'image': image[:count]}
+    )
+    np.testing.assert_allclose(
+      found[0], expected.probability[:count], atol=1e-4
+    )
+    np.testing.assert_allclose(
+      found[1], expected.unknown_score[:count], rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_array_equal(found[2], expected.prediction[:count])
+  told = session.get_modelmeta().custom_metadata_map
+  assert json.loads(told['class_names']) == list('0123456')
+  assert json.loads(told['card'])['source_step'] == 200
