@@ -1,0 +1,186 @@
+"""Any scikit-learn classifier, made able to say "unknown".
+
+n samples, d features, K classes.
+"""
+
+from typing import Any
+
+import numpy as np
+from sklearn import base, linear_model, model_selection
+from sklearn.utils import multiclass, validation
+
+from crosr_jax import choice, scorer, types, weibull
+
+
+class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
+  """CROSR's Weibulls on a classifier's decision values and its features.
+
+  The classifier is trained, then asked for its decision values; together with
+  the features they are the activation vectors, of which CROSR measures how far
+  a sample strays from its class, see weibull.py.
+
+  Args:
+    estimator: a classifier with `decision_function`, one column per class, or
+      `predict_proba`; None = LogisticRegression().
+    unknown_label: what `predict` gives for unknown; no class may be called so,
+      and it is a word where classes are words.
+    vector: 'joint' (decision values and features), 'logits' (decision values
+      alone) or 'evidence', see weibull.fit.
+    scaling: 'none', 'std' or 'within_class', see weibull.fit.
+    tail: largest distances per class that are fitted, as '20', or a share as
+      '5%' (at least 20).
+    reject_known: share of known samples to reject: by a threshold from held-out
+      samples; 0 = the largest of the K + 1 probabilities decides.
+    held_out_share: of the samples, for that threshold.
+    random_state: of the draw of those.
+
+  Attributes:
+    classes_: the K known classes.
+    estimator_: the classifier as it was trained.
+    weibull_: a types.WeibullModel.
+    threshold_: of `unknown_score`, infinity where there is none.
+  """
+
+  def __init__(
+    self,
+    estimator: Any = None,
+    *,
+    unknown_label: Any = -1,
+    vector: str = 'joint',
+    scaling: str = 'within_class',
+    tail: str = '20',
+    reject_known: float = 0.05,
+    held_out_share: float = 0.2,
+    random_state: Any = 0,
+  ):
+    """See the class."""
+    self.estimator = estimator
+    self.unknown_label = unknown_label
+    self.vector = vector
+    self.scaling = scaling
+    self.tail = tail
+    self.reject_known = reject_known
+    self.held_out_share = held_out_share
+    self.random_state = random_state
+
+  def fit(self, X: Any, y: Any) -> 'OpenSetClassifier':
+    """Trains the classifier, then fits the Weibulls.
+
+    Args:
+      X: [n, d].
+      y: [n], the classes.
+
+    Raises:
+      ValueError: for arguments that cannot be used, and for a class whose tail
+        cannot be fitted; the message names it and the way out.
+    """
+    X, y = validation.validate_data(self, X, y, ensure_min_samples=2)
+    multiclass.check_classification_targets(y)
+    self.classes_, label = np.unique(y, return_inverse=True)
+    if len(self.classes_) < 2:
+      raise types.UsageError(
+        f'at least 2 classes are needed, y has 1 class: {self.classes_[0]!r}'
+      )
+    words = self.classes_.dtype.kind in 'US'
+    if words != isinstance(self.unknown_label, str):
+      raise types.UsageError(
+        f'unknown_label={self.unknown_label!r} is of another kind than the '
+        f"classes, {self.classes_[0]!r} for one; take 'unknown' for words, -1 "
+        'for numbers'
+      )
+    if self.unknown_label in self.classes_.tolist():
+      raise types.UsageError(
+        f'unknown_label={self.unknown_label!r} is a class of y; choose another'
+      )
+    rows, held_out = np.arange(len(y)), np.zeros(0, np.int64)
+    if self.reject_known:
+      choice.check_reject_known(self.reject_known)
+      rows, held_out = model_selection.train_test_split(
+        rows,
+        test_size=self.held_out_share,
+        stratify=label,
+        random_state=self.random_state,
+      )
+    start = self.estimator
+    if start is None:
+      start = linear_model.LogisticRegression()
+    length = weibull.parse_tail(self.tail)
+    if not length:
+      raise types.UsageError(
+        f"tail={self.tail!r}: a number as '20' or a share as '5%' is needed; "
+        'reject_known asks for a share of known samples'
+      )
+    self.estimator_ = base.clone(start).fit(X[rows], y[rows])
+    self.weibull_ = weibull.fit(
+      self._features(X[rows], label[rows]),
+      vector=self.vector,
+      scaling=self.scaling,
+      class_names=[str(name) for name in self.classes_],
+      **length,
+    )
+    self.threshold_ = np.inf
+    if self.reject_known:
+      self.threshold_ = choice.threshold(
+        self.unknown_score(X[held_out]), self.reject_known
+      )
+    return self
+
+  def predict(self, X: Any) -> np.ndarray:
+    """Classes, or `unknown_label`, [n]."""
+    found = self._checked(X)
+    scores = self._score(found)
+    decided = scorer.decide(
+      scores,
+      np.argmax(found.logits, axis=1),
+      decision='argmax' if np.isinf(self.threshold_) else 'calibrated',
+      threshold=self.threshold_,
+    )
+    known = self.classes_[decided]
+    unknown = decided == types.UNKNOWN
+    if not unknown.any():
+      return known
+    # Wide enough for a word that is longer than all classes.
+    answer = known.astype(np.result_type(known, np.asarray(self.unknown_label)))
+    answer[unknown] = self.unknown_label
+    return answer
+
+  def open_set_proba(self, X: Any) -> np.ndarray:
+    """Probabilities of the classes and, in the last column, unknown, [n, K+1].
+
+    CROSR's formula: each class keeps 1 - w of its closed-set probability.
+    """
+    return self._score(self._checked(X)).probability
+
+  def unknown_score(self, X: Any) -> np.ndarray:
+    """Any real number, higher = more unknown, [n]."""
+    return self._score(self._checked(X)).unknown_score
+
+  def score_samples(self, X: Any) -> np.ndarray:
+    """The opposite, as scikit-learn's outlier detectors have it, [n]."""
+    return -self.unknown_score(X)
+
+  def _checked(self, X: Any) -> types.Features:
+    validation.check_is_fitted(self)
+    X = validation.validate_data(self, X, reset=False)
+    return self._features(X, np.full(len(X), types.UNKNOWN))
+
+  def _score(self, found: types.Features) -> types.Scores:
+    method = 'crosr_y' if self.vector == 'logits' else 'crosr'
+    return scorer.score(found, self.weibull_, method=method)
+
+  def _features(self, X: np.ndarray, label: np.ndarray) -> types.Features:
+    if hasattr(self.estimator_, 'decision_function'):
+      logits = np.asarray(self.estimator_.decision_function(X))
+    else:
+      probability = np.asarray(self.estimator_.predict_proba(X))
+      logits = np.log(np.maximum(probability, np.finfo(np.float32).tiny))
+    if logits.ndim == 1:
+      # Of two classes: the log-odds of the second.
+      logits = np.stack([-logits / 2, logits / 2], axis=1)
+    if logits.shape[1] != len(self.classes_):
+      raise types.UsageError(
+        f'{self.estimator_}: {logits.shape[1]} decision values for '
+        f'{len(self.classes_)} classes, one for each is needed; '
+        "decision_function_shape='ovr' gives that"
+      )
+    return types.Features(logits, np.asarray(X), label)

@@ -1,0 +1,147 @@
+"""OpenSetClassifier as a member of scikit-learn's family."""
+
+import numpy as np
+import pytest
+from scipy.stats import weibull_min
+from sklearn import (
+  datasets,
+  ensemble,
+  linear_model,
+  model_selection,
+  neighbors,
+  pipeline,
+  preprocessing,
+  svm,
+)
+from sklearn.utils import estimator_checks
+
+from crosr_jax import types
+from crosr_jax.sklearn import OpenSetClassifier
+
+# Checks that do not hold, and why they cannot.
+_EXEMPT = {
+  'check_classifiers_classes': 'has a class -1, which is the default '
+  'unknown_label; a class may not be called as unknown is',
+  'check_fit2d_1feature': 'has classes of one or two samples: no tail can be '
+  'fitted to them, and the error says so, not that there is one feature',
+}
+
+
+def test_check_estimator():
+  found = estimator_checks.check_estimator(
+    OpenSetClassifier(), expected_failed_checks=_EXEMPT, on_skip=None
+  )
+  statuses = {x['check_name']: x['status'] for x in found}
+  assert {n for n, s in statuses.items() if s == 'xfail'} == set(_EXEMPT)
+  assert sum(s == 'passed' for s in statuses.values()) > 40
+
+
+@pytest.fixture(scope='module')
+def digits():
+  """Digits 0..6 to train and to test on, and 7, 8, 9."""
+  X, y = datasets.load_digits(return_X_y=True)
+  known = y < 7
+  return *model_selection.train_test_split(
+    X[known], y[known], stratify=y[known], random_state=0
+  ), X[~known]
+
+
+@pytest.mark.parametrize(
+  'estimator',
+  [
+    None,
+    svm.SVC(),
+    ensemble.RandomForestClassifier(50, random_state=0),
+    neighbors.KNeighborsClassifier(),
+  ],
+)
+def test_knows_what_it_does_not_know(digits, estimator):
+  train, test, label, test_label, strange = digits
+  model = pipeline.make_pipeline(
+    preprocessing.StandardScaler(with_std=False),
+    OpenSetClassifier(estimator, reject_known=0.1),
+  ).fit(train, label)
+  found = model.predict(test)
+  rejected = np.mean(found == -1)
+  assert 0.02 < rejected < 0.2
+  assert np.mean(found[found != -1] == test_label[found != -1]) > 0.97
+  assert np.mean(model.predict(strange) == -1) > max(0.45, 3 * rejected)
+  probability = model[-1].open_set_proba(model[0].transform(test))
+  np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
+  assert probability.shape == (len(test), 8)
+
+
+def test_grid_search(digits):
+  train, _, label, _, _ = digits
+  search = model_selection.GridSearchCV(
+    OpenSetClassifier(linear_model.LogisticRegression(max_iter=3000)),
+    {'vector': ['joint', 'evidence'], 'estimator__C': [0.01, 1.0]},
+    cv=2,
+  ).fit(train[::2], label[::2])
+  assert search.best_score_ > 0.8
+  assert set(search.best_params_) == {'vector', 'estimator__C'}
+
+
+def test_words(digits):
+  train, _, label, _, strange = digits
+  # In the same order as the numbers: held-out samples are drawn by class.
+  names = np.array([f'digit {k}' for k in range(7)])
+  numbers = OpenSetClassifier().fit(train, label)
+  words = OpenSetClassifier(unknown_label='unknown').fit(train, names[label])
+  a, b = numbers.predict(strange), words.predict(strange)
+  np.testing.assert_array_equal(a == -1, b == 'unknown')
+  np.testing.assert_array_equal(names[a[a >= 0]], b[b != 'unknown'])
+  # Longer than any class, or of another kind: nothing is cut or turned.
+  longer = OpenSetClassifier(unknown_label='none of these')
+  assert 'none of these' in longer.fit(train, names[label]).predict(strange)
+  assert 0.7 < words.score(train, names[label]) < 1
+
+
+def test_against_scipy():
+  """Two classes on a line, by the formula and SciPy's own Weibull."""
+  generator = np.random.default_rng(0)
+  label = np.repeat([0, 1], 200)
+  X = generator.normal(size=(400, 1)) + 20 * label[:, None]
+  model = OpenSetClassifier(
+    vector='logits', scaling='none', reject_known=0.0
+  ).fit(X, label)
+  log_odds = model.estimator_.decision_function(X)
+  logits = np.stack([-log_odds / 2, log_odds / 2], axis=1)
+  new = np.array([[-9.0], [0.3], [8.0], [31.0]])
+  log_odds = model.estimator_.decision_function(new)
+  new_logits = np.stack([-log_odds / 2, log_odds / 2], axis=1)
+  w = np.zeros((4, 2))
+  for k in (0, 1):
+    mav = logits[label == k].mean(axis=0)
+    tail = np.sort(np.linalg.norm(logits[label == k] - mav, axis=1))[-20:]
+    shift = tail.min() - 1
+    shape, _, scale = weibull_min.fit(tail - shift, floc=0)
+    d = np.linalg.norm(new_logits - mav, axis=1)
+    w[:, k] = weibull_min.cdf(d - shift, shape, scale=scale)
+  closed = np.exp(new_logits) / np.exp(new_logits).sum(axis=1, keepdims=True)
+  found = model.open_set_proba(new)
+  np.testing.assert_allclose(found[:, 2], (closed * w).sum(axis=1), atol=1e-4)
+  np.testing.assert_allclose(found[:, :2], closed * (1 - w), atol=1e-4)
+  np.testing.assert_array_equal(
+    np.argsort(model.score_samples(new)), np.argsort(-model.unknown_score(new))
+  )
+
+
+def test_errors(digits):
+  train, _, label, _, _ = digits
+  for fields, words in (
+    ({'unknown_label': 3}, 'unknown_label=3 is a class'),
+    ({'tail': '0'}, 'tail'),
+    ({'reject_known': 0.7}, 'reject_known'),
+    ({'vector': 'latent'}, 'vector'),
+    ({'tail': 'auto'}, "tail='auto'"),
+    ({'unknown_label': 'none'}, 'another kind'),
+    (
+      {'estimator': svm.SVC(decision_function_shape='ovo')},
+      '21 decision values for 7 classes',
+    ),
+  ):
+    with pytest.raises(types.UsageError, match=words):
+      OpenSetClassifier(**fields).fit(train, label)
+  with pytest.raises(ValueError, match='at least 2 classes'):
+    OpenSetClassifier().fit(train[label == 1], label[label == 1])
