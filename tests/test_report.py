@@ -214,13 +214,48 @@ def test_every_figure_of_every_method_is_in_both_pages(written):
       assert [[c.strip('*') for c in row] for row in found] == [
         ['–' if v is None else f'{v:.4f}' for v in row] for row in expected
       ]
-    glance = row_of(rows, 'far_set', 5)
+    glance = row_of(rows, 'far_set', 6)
     entry = result['unknown']['far_set']
+    ceiling = entry.get('ceiling_f1')
     assert [cell.strip('*') for cell in glance[1:]] == [
-      f'{entry[m][key]:.4f}'
-      for key in ('auroc', 'macro_f1')
-      for m in ('crosr', 'softmax')
+      *(
+        f'{entry[m][key]:.4f}'
+        for key in ('auroc', 'macro_f1')
+        for m in ('crosr', 'softmax')
+      ),
+      '–' if ceiling is None else f'{ceiling:.4f}',
     ]
+
+
+def test_ours_stands_beside_the_published():
+  config = {
+    'data': {'name': 'mnist', 'unknown_classes': ()},
+    'evaluation': {'cifar100_splits': ()},
+  }
+  report = {
+    'system': 'dhrnet',
+    'config': config,
+    'unknown': {
+      'omniglot': {'crosr_published': {'macro_f1_half': 0.8}},
+      'noise': {'crosr_published': {'macro_f1_half': 0.5}},
+      'mnist_noise_sum': {'crosr_published': {'macro_f1_half': 0.9}},
+    },
+  }
+  table = tables.beside(report)
+  # The poster's .793 and .826; the sum is no set of the poster.
+  assert table.head == ('F1 half: ours / published', 'omniglot', 'noise')
+  ((title, cells),) = table.rows
+  assert title == 'CROSR as published (poster)'
+  assert [(cell.text, cell.best) for cell in cells] == [
+    ('0.8000 / 0.7930', True), ('0.5000 / 0.8260', False),
+  ]  # fmt: skip
+  for change in (
+    {'system': 'gan'},
+    {'config': {}},
+    {'unknown': {}},
+    {'config': {**config, 'data': {'name': 'mnist', 'unknown_classes': (7,)}}},
+  ):
+    assert tables.beside({**report, **change}) is None
 
 
 def test_best_is_bold_ties_included_and_low_is_good_for_fpr():
@@ -277,8 +312,10 @@ def test_verdict_counts_wins_and_ties_as_printed():
 def test_no_column_for_a_method_that_was_not_scored():
   table = tables.glance({'unknown': {'s': {'gan': {'auroc': 0.9}}}})
   title = words.method_title('gan')
-  assert table.head == ('Unknown set', f'AUROC, {title}', f'F1 argmax, {title}')
-  assert [cell.text for cell in table.rows[0][1]] == ['0.9000', '–']
+  assert table.head == (
+    'Unknown set', f'AUROC, {title}', f'F1 argmax, {title}', 'F1, ceiling',
+  )  # fmt: skip
+  assert [cell.text for cell in table.rows[0][1]] == ['0.9000', '–', '–']
 
 
 def test_a_statistic_that_beats_the_lead_is_pointed_out():
@@ -417,7 +454,7 @@ def test_hostile_names_stay_text(tmp_path):
   assert '<script' not in text and '<hand>' not in text
   glance = next(r for r in markdown_rows(text) if 'script' in r[0])
   assert glance[0] == 'a|b &lt;script&gt;alert(1)&lt;/script&gt;'
-  assert len(glance) == 5
+  assert len(glance) == 6
 
 
 def test_markdown_escapes_what_markdown_reads():

@@ -27,6 +27,8 @@ def render(report: dict, pictures: list[style.Picture]) -> str:
   ]
   if report['unknown']:
     blocks.append(grid(tables.glance(report)))
+  if beside := tables.beside(report):
+    blocks.append(grid(beside))
   if report.get('notes'):
     blocks += ['## Read with care', bullets(report['notes'])]
   blocks += ['## Summary', grid(_pairs(tables.summary(report)))]

@@ -29,6 +29,7 @@ def render(report: dict, pictures: list[style.Picture]) -> str:
     name=report['name'],
     verdict=tables.verdict(report),
     glance=tables.glance(report),
+    beside=tables.beside(report),
     notes=report.get('notes') or [],
     summary=tables.summary(report),
     explanation=words.EXPLANATION,

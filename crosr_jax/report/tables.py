@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from crosr_jax.report import material as material_lib
-from crosr_jax.report import words
+from crosr_jax.report import published, words
 
 _CLASSES = 30  # rows of the table per class, at most
 
@@ -114,8 +114,45 @@ def glance(report: dict) -> Table:
       cells += [
         Cell(words.decimal(v), words.decimal(v) == best) for v in values
       ]
+    cells.append(Cell(words.decimal(entry.get('ceiling_f1'))))
     rows.append((name, cells))
-  return Table(('Unknown set', *head), rows)
+  return Table(('Unknown set', *head, 'F1, ceiling'), rows)
+
+
+def beside(report: dict) -> Table | None:
+  """Ours beside what was published of the same system, in its reading.
+
+  None where nothing was.
+  """
+  config = report.get('config') or {}
+  data, evaluation = config.get('data') or {}, config.get('evaluation') or {}
+  key = published.benchmark(
+    data.get('name', ''),
+    data.get('unknown_classes', ()),
+    data.get('splits', ()),
+    evaluation.get('cifar100_splits', ()),
+  )
+  names = [name for name in published.sets(key) if name in report['unknown']]
+  rows: list[tuple[str, list[Cell]]] = []
+  readings: dict[str, None] = {}
+  for (system, method), figures in published.figures(key).items():
+    if system != report.get('system') or not names:
+      continue
+    cells = []
+    for name in names:
+      figure = figures[name]
+      readings[figure.reading] = None
+      ours = report['unknown'][name].get(method, {}).get(figure.reading)
+      above = ours is not None and ours >= figure.value
+      text = f'{words.decimal(ours)} / {words.decimal(figure.value)}'
+      cells.append(Cell(text, above))
+    title = f'{words.method_title(method)} ({figure.source})'
+    rows.append((title, cells))
+  if not rows:
+    return None
+  heads = {r.key: r.head for r in words.READINGS}
+  reading = ', '.join(heads.get(key, key) for key in readings)
+  return Table((f'{reading}: ours / published', *names), rows)
 
 
 def summary(report: dict) -> list[tuple[str, str]]:
