@@ -19,7 +19,6 @@ pytest.importorskip('jax2onnx')
   'fields',
   [
     {},
-    {'scorer.decision': 'argmax', 'weibull.vector': 'joint'},
     {'model.lateral': 'none', 'model.backbone': 'mnist_cnn'},
     {
       'model.backbone': 'fast_cnn',
