@@ -293,13 +293,17 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
     return _norms(x, fitted.mav)
   # As in weibull.py: own logit, code and, where there is one, error.
   k = len(fitted.mav)
-  parts = [jnp.diagonal(fitted.mav)[None, :] - x[:, :k]]
-  for columns in (slice(k, k + width), slice(k + width, None)):
-    parts.append(_norms(x[:, columns], fitted.mav[:, columns]))
+  end = x.shape[1]
   square = jnp.zeros(())
-  for part, mean, unit in zip(
-    parts, fitted.part_mean, fitted.part_unit, strict=True
-  ):
+  for i, (start, stop) in enumerate(((0, k), (k, k + width), (k + width, end))):
+    if start == stop:
+      # A part that the features lack tells nothing.
+      continue
+    if i == 0:
+      part = jnp.diagonal(fitted.mav)[None, :] - x[:, :k]
+    else:
+      part = _norms(x[:, start:stop], fitted.mav[:, start:stop])
+    mean, unit = fitted.part_mean[i], fitted.part_unit[i]
     above = jnp.maximum((part - mean[None, :]) * unit[None, :], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
