@@ -1,15 +1,13 @@
-"""Checkpoints that come back whole or not at all; the fitted model."""
+"""Checkpoints that come back whole or not at all."""
 
-import hashlib
 import itertools
-import json
 import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from crosr_jax import checkpoint, types, weibull
+from crosr_jax import checkpoint
 
 
 class _State(NamedTuple):
@@ -213,53 +211,3 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     pytest.raises(ValueError, match=r'checkpoint of step 1 cannot be written'),
   ):
     checkpoints.save(1, _state(1), {})
-
-
-def _models(generator):
-  label = np.arange(200, dtype=np.int32) % 2
-  logits = generator.normal(size=(200, 2)) + 6 * np.eye(2)[label]
-  features = types.Features(logits, generator.normal(size=(200, 3)), label)
-  return {
-    'crosr': weibull.fit(features, tail_size=20),
-    'openmax': weibull.fit(features, vector='logits', tail_size=20),
-  }
-
-
-def test_fitted_round_trip(tmp_path, generator):
-  models, info = _models(generator), {'class_names': ['a|b', 'ü\n'], 'x': 1.5}
-  checkpoint.save_fitted(tmp_path, models, info)
-  loaded, found = checkpoint.load_fitted(tmp_path)
-  assert info.items() <= found.items()
-  assert list(loaded) == list(models)
-  for name, model in models.items():
-    assert loaded[name].vector == model.vector
-    for a, b in zip(loaded[name][1:], model[1:], strict=True):
-      np.testing.assert_array_equal(a, b)
-      assert np.asarray(a).dtype == np.asarray(b).dtype
-  assert sorted(p.name for p in tmp_path.iterdir()) == [
-    'fitted.npz', 'model.json',
-  ]  # fmt: skip
-
-
-def test_fitted_that_is_not_whole(tmp_path, generator):
-  with pytest.raises(ValueError, match=r'model\.json is missing'):
-    checkpoint.load_fitted(tmp_path)
-  checkpoint.save_fitted(tmp_path, _models(generator), {})
-  data = (tmp_path / 'fitted.npz').read_bytes()
-  (tmp_path / 'fitted.npz').write_bytes(data[:-4])
-  with pytest.raises(ValueError, match=r'fitted\.npz is damaged'):
-    checkpoint.load_fitted(tmp_path)
-  (tmp_path / 'model.json').write_text('{')
-  with pytest.raises(ValueError, match=r'model\.json is damaged'):
-    checkpoint.load_fitted(tmp_path)
-
-
-def test_fitted_runs_no_code(tmp_path, generator):
-  # A pickled array in the file is refused, not loaded.
-  checkpoint.save_fitted(tmp_path, _models(generator), {})
-  np.savez(tmp_path / 'fitted.npz', **{'a/mav': np.array([print], object)})
-  data = (tmp_path / 'fitted.npz').read_bytes()
-  info = {'fitted_sha256': hashlib.sha256(data).hexdigest()}
-  (tmp_path / 'model.json').write_text(json.dumps(info))
-  with pytest.raises(ValueError, match='allow_pickle=False'):
-    checkpoint.load_fitted(tmp_path)

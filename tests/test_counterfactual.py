@@ -17,6 +17,7 @@ from crosr_jax import (
   counterfactual,
   features,
   models,
+  saved,
   scorer,
   train,
   types,
@@ -365,7 +366,7 @@ def test_no_other_sample_changes_an_image(stages, tmp_path):
 
 def test_scores_by_hand():
   outputs = np.log([[6.0, 3.0, 1.0], [1.0, 1.0, 8.0]]).astype(np.float32)
-  found = counterfactual.split_unknown(
+  found = features.split_unknown(
     types.Features(outputs, np.zeros((2, 0)), np.array([0, -1]))
   )
   assert found.logits.shape == (2, 2) and found.latent.shape == (2, 1)
@@ -465,8 +466,9 @@ def test_main_job(job, tmp_path):
     assert row['gan']['macro_f1'] is not None
     # K + 1 rows and columns, whatever the net's outputs.
     assert np.shape(row['gan']['confusion']) == (8, 8)
-  fitted, info = checkpoint.load_fitted(tmp_path)
-  assert fitted == {} and info['num_outputs'] == 8
+  found = saved.load(tmp_path)
+  info = found.info
+  assert found.models == {} and info['num_outputs'] == 8
   assert (info['entry'], info['method']) == ('gan', 'augmented')
   assert set(info['thresholds']) == {'gan'}
   drawn = {path.stem for path in (tmp_path / 'figures').iterdir()}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from crosr_jax import checkpoint
+from crosr_jax import saved
 
 _SMALL = (
   '--config=configs/digits.py',
@@ -83,9 +83,9 @@ def test_main_job(run, finished):
       assert 0 < row[method]['auroc'] <= 1
       assert np.sum(row['crosr']['confusion']) == 316 + count
   assert report['unknown']['noise']['max_logit']['macro_f1'] is None
-  fitted, info = checkpoint.load_fitted(finished)
-  assert set(fitted) == methods - {'softmax', 'max_logit'}
-  assert info['class_names'] == list('0123456')
+  found = saved.load(finished)
+  assert set(found.models) == methods - {'softmax', 'max_logit'}
+  assert found.info['class_names'] == list('0123456')
   for name in ('report.html', 'report.md', 'run.log', 'config.json'):
     assert (finished / name).stat().st_size > 0
 

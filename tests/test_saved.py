@@ -1,0 +1,103 @@
+"""The fitted model on disk comes back whole or not at all."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from crosr_jax import saved, types, weibull
+
+
+def _saved(generator, **info):
+  label = np.arange(200, dtype=np.int32) % 2
+  features = types.Features(
+    generator.normal(size=(200, 2)) + 6 * np.eye(2)[label],
+    generator.normal(size=(200, 3)),
+    label,
+    generator.uniform(1, 2, size=200),
+  )
+  models = {
+    'crosr': weibull.fit(features, vector='evidence', tail_size=20),
+    'openmax': weibull.fit(features, vector='logits', tail_size=20),
+  }
+  variables = {
+    'params': {
+      'block 0': {'kernel': generator.normal(size=(3, 2)).astype(np.float32)},
+      'head': {'bias': np.zeros(2, np.float32)},
+    },
+    'batch_stats': {},
+  }
+  held_out = generator.normal(size=9).astype(np.float32)
+  return features, saved.Saved(info, models, held_out, variables)
+
+
+def test_round_trip(tmp_path, generator):
+  features, whole = _saved(generator, class_names=['a|b', 'ü\n'], x=1.5)
+  saved.save(tmp_path, whole, {'train': features, 'my set': features})
+  found = saved.load(tmp_path)
+  assert whole.info.items() <= found.info.items()
+  assert list(found.models) == list(whole.models)
+  for name, model in whole.models.items():
+    assert found.models[name].vector == model.vector
+    for a, b in zip(found.models[name][1:], model[1:], strict=True):
+      np.testing.assert_array_equal(a, b)
+      assert np.asarray(a).dtype == np.asarray(b).dtype
+  np.testing.assert_array_equal(found.held_out, whole.held_out)
+  kernel = found.variables['params']['block 0']['kernel']
+  np.testing.assert_array_equal(
+    kernel, whole.variables['params']['block 0']['kernel']
+  )
+  assert kernel.dtype == np.float32 and found.variables['batch_stats'] == {}
+  parts = saved.load_features(tmp_path)
+  assert list(parts) == ['train', 'my set']
+  for a, b in zip(parts['my set'], features, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    'features.npz', 'fitted.npz', 'model.json', 'weights.npz',
+  ]  # fmt: skip
+
+
+def test_what_is_not_whole(tmp_path, generator):
+  with pytest.raises(types.UserError, match=r'model\.json is missing'):
+    saved.load(tmp_path)
+  with pytest.raises(types.UsageError, match='is no folder'):
+    saved.load(tmp_path / 'nowhere')
+  features, whole = _saved(generator)
+  for name in ('fitted.npz', 'weights.npz', 'features.npz'):
+    saved.save(tmp_path, whole, {'train': features})
+    data = (tmp_path / name).read_bytes()
+    load = saved.load_features if name == 'features.npz' else saved.load
+    (tmp_path / name).write_bytes(data[:-4])
+    with pytest.raises(types.UserError, match=rf'{name} is damaged'):
+      load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(types.UserError, match=rf'{name} is missing'):
+      load(tmp_path)
+  for text in ('{', '[]', '3'):
+    (tmp_path / 'model.json').write_text(text)
+    with pytest.raises(types.UserError, match=r'model\.json is'):
+      saved.load(tmp_path)
+  (tmp_path / 'model.json').write_text('{"format": 1}')
+  with pytest.raises(types.UserError, match=r'of format 1, this .* reads 3'):
+    saved.load(tmp_path)
+
+
+def test_files_of_two_runs_are_not_mixed(tmp_path, generator):
+  for name in ('a', 'b'):
+    saved.save(tmp_path / name, _saved(generator)[1])
+  (tmp_path / 'a' / 'weights.npz').rename(tmp_path / 'b' / 'weights.npz')
+  with pytest.raises(types.UserError, match=r'not of this model\.json'):
+    saved.load(tmp_path / 'b')
+
+
+def test_it_runs_no_code(tmp_path, generator):
+  # A pickled array in a file is refused, not loaded.
+  saved.save(tmp_path, _saved(generator)[1])
+  np.savez(tmp_path / 'fitted.npz', **{'a/mav': np.array([print], object)})
+  data = (tmp_path / 'fitted.npz').read_bytes()
+  info = json.loads((tmp_path / 'model.json').read_text())
+  info['fitted_sha256'] = hashlib.sha256(data).hexdigest()
+  (tmp_path / 'model.json').write_text(json.dumps(info))
+  with pytest.raises(ValueError, match='allow_pickle=False'):
+    saved.load(tmp_path)
