@@ -111,8 +111,8 @@ def test_ranks_without_any_test_sample(ranked):
   both = [row['both'] for row in rows.values()]
   assert both == sorted(both, reverse=True)
   for row in rows.values():
-    assert len(row) == 8 + 2 and all(0 <= x <= 1 for x in row.values())
-    made = [v for n, v in list(row.items())[:8] if n != 'held_out']
+    assert len(row) == 9 + 2 and all(0 <= x <= 1 for x in row.values())
+    made = [v for n, v in list(row.items())[:9] if n != 'held_out']
     assert row['both'] == pytest.approx((row['held_out'] + np.mean(made)) / 2)
   # What a net has learnt in these seconds ranks far images above chance.
   assert rows['evidence']['mean of made'] > 0.75
