@@ -59,15 +59,20 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
 
 
 def _fast(config: ConfigDict) -> None:
-  config.model.backbone = 'fast_cnn'
+  use_fast_net(config)
   config.model.width = 48
-  config.model.dropout = 0.0
-  config.model.head_dropout = 0.0
   # 18 epochs; one of these steps is two of the others'.
   config.train.batch_size = 256
   config.train.num_steps = 18 * _STEPS_OF_AN_EPOCH // 2
   config.train.log_every = _STEPS_OF_AN_EPOCH // 4
   config.train.checkpoint_every = _STEPS_OF_AN_EPOCH
+
+
+def use_fast_net(config: ConfigDict) -> None:
+  """The net made to be trained in little time, and how it is trained."""
+  config.model.backbone = 'fast_cnn'
+  config.model.dropout = 0.0
+  config.model.head_dropout = 0.0
   config.train.optimizer = 'muon'
   # With this rate, a 400th of every kernel a step.
   config.train.weight_decay = 0.05
@@ -75,8 +80,7 @@ def _fast(config: ConfigDict) -> None:
   config.train.schedule = 'linear'
   config.train.warmup_share = 0.1
   config.train.average = 0.99
-  config.train.shift = 4
-  config.train.shift_fill = 'reflect'
+  _shift(config)
 
 
 def _paper(config: ConfigDict) -> None:

@@ -16,7 +16,7 @@ classes tell how well unknowns are found, and are used for nothing else:
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import cifar10, common
 
 
 def get_config() -> ConfigDict:
@@ -26,19 +26,9 @@ def get_config() -> ConfigDict:
   config.data.unknown_classes = ()
   config.data.test_share = 0.2
   config.evaluation.unknown_sets = ()
-  config.model.backbone = 'fast_cnn'
-  config.model.dropout = 0.0
-  config.model.head_dropout = 0.0
+  cifar10.use_fast_net(config)
   config.train.balanced = True
   config.train.num_steps = 1_500
   config.train.batch_size = 64
-  config.train.optimizer = 'muon'
-  config.train.weight_decay = 0.05
-  config.train.clip_norm = 0.0
-  config.train.schedule = 'linear'
-  config.train.warmup_share = 0.1
-  config.train.average = 0.99
   config.train.flip = True
-  config.train.shift = 4
-  config.train.shift_fill = 'reflect'
   return config

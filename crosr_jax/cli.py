@@ -69,6 +69,20 @@ def folder(flag: str, value: str) -> pathlib.Path:
   return path
 
 
+def finished_run(workdir: str) -> pathlib.Path:
+  """The folder that --workdir names, of a command that needs a finished run.
+
+  Raises:
+    UsageError: where nothing is named, or it can be no folder.
+  """
+  if not workdir:
+    raise types.UsageError(
+      '--workdir is needed, the folder of a finished run, for example '
+      '--workdir=runs/mnist'
+    )
+  return folder('workdir', workdir)
+
+
 def words(flag: str, value: str) -> tuple[str, ...]:
   """What a flag lists between commas; () where it is empty.
 

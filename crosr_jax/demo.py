@@ -25,11 +25,9 @@ _PORT = flags.DEFINE_integer('port', 8000, 'port to serve at; 0 = a free one')
 def main() -> None:
   """Serves until it is interrupted."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
-  if not _WORKDIR.value:
-    raise types.UsageError('--workdir is needed, the folder of a finished run')
+  workdir = cli.finished_run(_WORKDIR.value)
   if not 0 <= _PORT.value < 65536:
     raise types.UsageError(f'--port={_PORT.value}: ports are 0..65535')
-  workdir = cli.folder('workdir', _WORKDIR.value)
   listening = _listen(_HOST.value, _PORT.value)
   try:
     from crosr_jax import demo_page

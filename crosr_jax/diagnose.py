@@ -24,9 +24,7 @@ def main() -> None:
   """Diagnoses."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
   types.check_choice('--format', _FORMAT.value, _FORMATS)
-  if not _WORKDIR.value:
-    raise types.UsageError('--workdir is needed, the folder of a finished run')
-  workdir = cli.folder('workdir', _WORKDIR.value)
+  workdir = cli.finished_run(_WORKDIR.value)
   from crosr_jax import diagnosis, judge, saved
   from crosr_jax.report import diagnosis as picture
 

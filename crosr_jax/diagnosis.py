@@ -85,12 +85,12 @@ def examine(
   accuracy = {
     part: float(np.mean(judge.closed(found) == found.label))
     for part, found in scored.parts.items()
-    if part in judge.KNOWN
+    if part in types.PARTS
   }
   confidence, right, count = _reliability(scored.parts['test'])
   found = Diagnosis(
     rows=rows,
-    rejected={part: scored.rejected(part) for part in judge.KNOWN},
+    rejected={part: scored.rejected(part) for part in types.PARTS},
     accuracy=accuracy,
     dead=int(model.dead.sum()),
     width=len(model.dead),

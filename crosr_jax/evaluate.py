@@ -166,7 +166,7 @@ def _decision(info: dict[str, Any]) -> dict[str, Any]:
 
 def _with_unknown(known: _Known) -> _Known:
   """The known parts, with the unknown sets that were asked for."""
-  from crosr_jax import data, judge, openset
+  from crosr_jax import data, openset
 
   model = openset.load(cli.folder('workdir', _WORKDIR.value))
   sets, skipped = data.unknown_sets(
@@ -179,7 +179,7 @@ def _with_unknown(known: _Known) -> _Known:
   )
   for found in skipped:
     print(f'left out: {found.path}: {found.reason}', file=sys.stderr)
-  parts = {name: known.parts[name] for name in judge.KNOWN}
+  parts = {name: known.parts[name] for name in types.PARTS}
   for name, unknown in sets.items():
     parts[name] = model.features(unknown.image)
   return known._replace(
@@ -204,11 +204,11 @@ def _result(
     'decision': scored.decision,
     'threshold': scored.threshold,
     'closed_set_accuracy': float(np.mean(right)),
-    'known_rejected': {part: scored.rejected(part) for part in judge.KNOWN},
+    'known_rejected': {part: scored.rejected(part) for part in types.PARTS},
     'unknown': {
       name: judge.against(scored, name, known.num_classes.get(name, 1))
       for name in known.parts
-      if name not in judge.KNOWN
+      if name not in types.PARTS
     },
     'notes': [
       *judge.promise(scored, decision['decision'], decision['reject_known']),

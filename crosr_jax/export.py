@@ -27,8 +27,7 @@ _REJECT_KNOWN = flags.DEFINE_float(
 def main() -> None:
   """Exports."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
-  if not _WORKDIR.value:
-    raise types.UsageError('--workdir is needed, the folder of a finished run')
+  workdir = cli.finished_run(_WORKDIR.value)
   if not _OUTPUT.value:
     raise types.UsageError(
       '--output is needed, the file to write, for example '
@@ -37,7 +36,6 @@ def main() -> None:
   output = files.user_path(_OUTPUT.value)
   if output.is_dir():
     raise types.UsageError(f'--output={output} is a folder; name a file')
-  workdir = cli.folder('workdir', _WORKDIR.value)
   from crosr_jax import exporting, openset, saved
 
   model = openset.load(workdir)

@@ -31,15 +31,13 @@ FORMULAS = {
 }
 # The same for a net that was trained on generated unknowns.
 FORMULAS_AUGMENTED = {'gan': 'augmented'}
-# Parts that are needed, data.PARTS; all others are unknown sets.
-KNOWN = ('train', 'select', 'calibrate', 'test')
 
 
 class Scored(NamedTuple):
   """What fitting and scoring make of features."""
 
   formulas: dict[str, str]  # the scorer's method of each row; the first leads
-  parts: dict[str, types.Features]  # KNOWN and the unknown sets
+  parts: dict[str, types.Features]  # types.PARTS and the unknown sets
   fitted: dict[str, types.WeibullModel]  # by method
   notes: list[str]  # what the fits warned of
   # By method, then part; training samples by the lead alone.
@@ -77,7 +75,7 @@ def score(
   """Fits and scores every method.
 
   Args:
-    parts: features of KNOWN and of unknown sets, by name.
+    parts: features of types.PARTS and of unknown sets, by name.
     class_names: K.
     vector: of the recipe, see weibull.fit.
     scaling: likewise.
@@ -217,10 +215,10 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
     parts: features by part.
     path: where they come from, for errors.
   """
-  for name in KNOWN:
+  for name in types.PARTS:
     if name not in parts:
       raise types.UsageError(
-        f'{path} has no part {name!r}; {", ".join(KNOWN)} are needed: '
+        f'{path} has no part {name!r}; {", ".join(types.PARTS)} are needed: '
         'samples the net was trained on, held out for choices, held out for '
         'thresholds, and test samples'
       )
@@ -249,7 +247,7 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
         f'{path}: {name}/latent has {len(found.latent)} rows for {count} labels'
       )
     known = np.isin(found.label, np.arange(*num_classes))
-    if name in KNOWN and not known.all():
+    if name in types.PARTS and not known.all():
       raise types.UsageError(
         f'{path}: {name}/label has {found.label[~known][0]}, known classes are '
         f'0..{num_classes[0] - 1}'

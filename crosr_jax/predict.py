@@ -55,15 +55,11 @@ def main(arguments: list[str]) -> None:
   """Predicts what is named on the command line."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
   types.check_choice('--format', _FORMAT.value, _WRITERS)
-  if not _WORKDIR.value:
-    raise types.UsageError(
-      '--workdir is needed, the folder of a finished run, for example '
-      '--workdir=runs/mnist'
-    )
+  workdir = cli.finished_run(_WORKDIR.value)
   paths = _paths(arguments)
   from crosr_jax import openset
 
-  model = openset.load(cli.folder('workdir', _WORKDIR.value))
+  model = openset.load(workdir)
   if flags.FLAGS['reject_known'].present:
     model = model.rejecting(_REJECT_KNOWN.value)
   logging.info('decision: %s', model.told())

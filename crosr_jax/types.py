@@ -12,6 +12,10 @@ import numpy as np
 # Label and prediction of a sample that belongs to no known class.
 UNKNOWN = -1
 
+# Parts of the known samples: to train on, held out for choices, held out for
+# thresholds, to test on. All other names are unknown sets.
+PARTS = ('train', 'select', 'calibrate', 'test')
+
 # An array of NumPy or of JAX: this module imports no jax.
 Array = Any
 

@@ -167,7 +167,7 @@ def test_mistakes(environment, digits_run, tmp_path):
 
 def test_a_run_without_weibulls(generator):
   part = _part(generator)
-  parts = dict.fromkeys(judge.KNOWN, part._replace(latent=part.latent[:, :1]))
+  parts = dict.fromkeys(types.PARTS, part._replace(latent=part.latent[:, :1]))
   scored = judge.score(
     parts, 'abc', **_RECIPE, decision='argmax', reject_known=0.05,
     augmented=True,

@@ -15,8 +15,6 @@ from crosr_jax import files, types
 from crosr_jax.data import folder, sources, unknowns
 from crosr_jax.data import splits as splits_lib
 
-# Of the known samples.
-PARTS = ('train', 'select', 'calibrate', 'test')
 # Sides of images: three blocks halve them, and a batch must fit into memory.
 _SMALLEST, _LARGEST = 8, 1024
 
@@ -34,7 +32,7 @@ class Benchmark(NamedTuple):
 
   def parts(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, images, labels of the known parts, then of the unknown sets."""
-    for name in PARTS:
+    for name in types.PARTS:
       yield name, *getattr(self, name)
     for name, found in self.unknown.items():
       label = np.full(len(found.image), types.UNKNOWN, np.int32)
@@ -267,7 +265,7 @@ def _add_folders(
     image, num_classes, left_out = folder.unknown(path, field, shape, data_dir)
     base = files.user_path(path).absolute().name
     key = re.sub(r'\W+', '_', base).strip('_').lower() or 'others'
-    if key in PARTS:
+    if key in types.PARTS:
       # Known samples have that name.
       key += '_unknown'
     if key in sets:

@@ -12,8 +12,6 @@ from crosr_jax import types
 
 # The methods that a report leads with: the first one that was scored.
 _LEADS = ('crosr', 'crosr_y', 'openmax', 'softmax')
-# Parts of the known samples; all other names are unknown sets.
-_KNOWN = {'train', 'select', 'calibrate', 'test'}
 
 
 class Generated(NamedTuple):
@@ -60,7 +58,9 @@ def lead(methods) -> str:
 def unknown_names(material: Material) -> list[str]:
   """Names of the unknown sets, in the order they were scored."""
   scored = material.scores[lead(material.scores)]
-  return [name for name in scored if name in material.image.keys() - _KNOWN]
+  return [
+    name for name in scored if name in material.image.keys() - set(types.PARTS)
+  ]
 
 
 def closed_prediction(material: Material, name: str) -> np.ndarray:
