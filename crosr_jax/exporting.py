@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import crosr_jax
-from crosr_jax import exported, features, openset, scorer, types
+from crosr_jax import exported, extension, features, openset, scorer, types
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -140,6 +140,10 @@ def _run(model: openset.OpenSetModel) -> Callable[..., tuple[jax.Array, ...]]:
       alpha=model.alpha,
     )
     prediction = _decide(model, logits, probability, unknown_score)
+    if model.added:
+      probability, prediction, unknown_score = extension.traced(
+        probability, prediction, unknown_score, logits, latent, model.added
+      )
     return probability, unknown_score, prediction
 
   return run

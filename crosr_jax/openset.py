@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from crosr_jax import choice, features, models, saved, scorer, types
+from crosr_jax import (
+  choice,
+  extension,
+  features,
+  judge,
+  models,
+  saved,
+  scorer,
+  types,
+)
 from crosr_jax.data import images
 from crosr_jax.models import dhrnet
 
@@ -24,7 +33,7 @@ _TOLD = {
 class OpenSetModel:
   """Net, Weibulls and decision; `load` makes it, a call answers."""
 
-  class_names: tuple[str, ...]  # K
+  class_names: tuple[str, ...]  # K, then the added ones
   image_shape: tuple[int, int, int]  # H, W, C
   net: dhrnet.DHRNet
   variables: dict[str, Any]
@@ -34,6 +43,8 @@ class OpenSetModel:
   decision: str
   threshold: float  # of the decisions that have one
   held_out: np.ndarray  # [n] unknown scores of known samples, for thresholds
+  reject_known: float = 0.02  # share of known samples that may be rejected
+  added: extension.Extension | None = None  # classes that came after training
 
   def __call__(self, image: np.ndarray) -> types.Scores:
     """Scores [N, H, W, C] uint8 images; `prediction` follows the decision.
@@ -79,13 +90,61 @@ class OpenSetModel:
     scores = scorer.score(
       found, self.fitted, method=self.method, alpha=self.alpha
     )
-    return scores._replace(
+    scores = scores._replace(
       prediction=scorer.decide(
         scores,
-        np.argmax(found.logits, axis=1),
+        judge.closed(found),
         decision=self.decision,
         threshold=self.threshold,
       )
+    )
+    if self.added is None:
+      return scores
+    return extension.score(scores, found, self.added)
+
+  def nearest(self, found: types.Features, scores: types.Scores) -> np.ndarray:
+    """Position of the class that each sample is nearest to, [N].
+
+    The closed-set class, or the added class that was decided for; whether or
+    not the sample is unknown.
+    """
+    closed = judge.closed(found)
+    is_added = scores.prediction >= found.logits.shape[1]
+    return np.where(is_added, scores.prediction, closed)
+
+  def with_class(self, name: str, image: np.ndarray) -> 'OpenSetModel':
+    """The same with a class more, of which there are a few images.
+
+    The net stays as it is: the class gets a mean and a tail, and names what
+    the known classes reject. An answer that was a known class stays.
+
+    Args:
+      name: of the class.
+      image: [n, H, W, C] uint8, n at least 10.
+
+    Raises:
+      UserError: for a name that is taken, too few images, or a net without
+        Weibulls.
+    """
+    if not name.strip() or name in (*self.class_names, 'unknown'):
+      raise types.UsageError(
+        f'{name!r} cannot name a new class; taken are unknown, '
+        f'{", ".join(self.class_names)}'
+      )
+    if self.fitted is None:
+      raise types.UsageError(
+        f'the method {self.method!r} has no Weibulls that a class could be '
+        'added to'
+      )
+    more = extension.add(
+      name,
+      self.features(image),
+      self.fitted,
+      reject_known=self.reject_known,
+      before=self.added,
+    )
+    return dataclasses.replace(
+      self, class_names=(*self.class_names, name), added=more
     )
 
   def rejecting(self, reject_known: float) -> 'OpenSetModel':
@@ -102,6 +161,7 @@ class OpenSetModel:
     return dataclasses.replace(
       self,
       decision='calibrated',
+      reject_known=reject_known,
       threshold=choice.threshold(self.held_out, reject_known),
     )
 
@@ -115,6 +175,12 @@ class OpenSetModel:
       f'{self.threshold:.4g}, which rejects {rejected:.1%} of the known images '
       f'held out ({len(self.held_out):,})'
     )
+
+  def save_added(self, workdir: str | os.PathLike) -> None:
+    """Keeps the added classes in the workdir that the model was loaded from."""
+    if self.added is None:
+      raise types.UsageError('no class was added; see with_class')
+    saved.save_added(pathlib.Path(workdir), self.added)
 
   def reconstruct(
     self, image: np.ndarray, *, batch_size: int = 64
@@ -140,10 +206,12 @@ def load(workdir: str | os.PathLike) -> OpenSetModel:
   Raises:
     UserError: where there is none, or a file of it is missing or damaged.
   """
-  found = saved.load(pathlib.Path(workdir))
+  workdir = pathlib.Path(workdir)
+  found = saved.load(workdir)
   info = found.info
+  added = saved.load_added(workdir)
   return OpenSetModel(
-    class_names=tuple(info['class_names']),
+    class_names=(*info['class_names'], *(added.class_names if added else ())),
     image_shape=tuple(info['image_shape']),
     net=models.build(
       info['num_outputs'], info['mean'], info['deviation'], **info['net']
@@ -155,4 +223,6 @@ def load(workdir: str | os.PathLike) -> OpenSetModel:
     decision=info['decision'],
     threshold=info['threshold'],
     held_out=found.held_out,
+    reject_known=info['scorer']['reject_known'],
+    added=added,
   )

@@ -11,19 +11,15 @@ read has a row that says why, and makes the exit code 1.
 
 import contextlib
 import csv
-import glob
-import itertools
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
 
-import numpy as np
 from absl import flags
 
-from crosr_jax import cli, files, progress, types
+from crosr_jax import cli, progress, types
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
 _FORMAT = flags.DEFINE_string(
@@ -56,7 +52,9 @@ def main(arguments: list[str]) -> None:
   # Flags are looked at before JAX is loaded: a typo is told at once.
   types.check_choice('--format', _FORMAT.value, _WRITERS)
   workdir = cli.finished_run(_WORKDIR.value)
-  paths = _paths(arguments)
+  from crosr_jax.data import named
+
+  paths = named.paths(arguments)
   from crosr_jax import openset
 
   model = openset.load(workdir)
@@ -98,7 +96,7 @@ def rows(model: Any, paths: Sequence[str]) -> Iterator[Row]:
     image, faults = images.read_all(block, model.image_shape)
     found = model.features(image)
     scores = model.score(found)
-    nearest = np.argmax(found.logits, axis=1)
+    nearest = model.nearest(found, scores)
     answers = iter(range(len(image)))
     for i, path in enumerate(block):
       if i in faults:
@@ -116,50 +114,6 @@ def rows(model: Any, paths: Sequence[str]) -> Iterator[Row]:
         model.class_names[nearest[k]],
         '',
       )
-
-
-def _paths(arguments: Sequence[str]) -> list[str]:
-  """Files that the arguments mean, in their order."""
-  if not arguments:
-    raise types.UsageError(
-      "name images, folders or patterns, or '-' for a list of them on standard "
-      'input'
-    )
-  found: list[str] = []
-  for argument in arguments:
-    if argument == '-':
-      # Names of files are bytes; what is no text is a name too.
-      for line in sys.stdin.buffer:
-        if name := os.fsdecode(line).rstrip('\r\n'):
-          found += _meant(name)
-    else:
-      found += _meant(argument)
-  return found
-
-
-def _meant(argument: str) -> list[str]:
-  from crosr_jax.data import folder, images
-
-  path = files.user_path(argument)
-  # Unlike pathlib's, these are False for what cannot even be looked at.
-  if os.path.isdir(path):
-    there = list(folder.below(path))
-    chosen = [name for name in there if images.is_image(name)]
-    if not chosen:
-      raise types.UsageError(
-        f'{argument}: the folder holds no image; looked for '
-        f'{", ".join(images.SUFFIXES)}'
-      )
-    if others := len(there) - len(chosen):
-      logging.info('%s: %d files that are no images are left out', path, others)
-    return chosen
-  if not os.path.exists(path) and glob.has_magic(argument):
-    chosen = sorted(glob.glob(str(path), recursive=True))
-    if not chosen:
-      raise types.UsageError(f'{argument}: the pattern fits no file')
-    return list(itertools.chain.from_iterable(_meant(p) for p in chosen))
-  # One that is not there has a row that says so.
-  return [str(path)]
 
 
 class _Table:

@@ -5,6 +5,7 @@ Layout of a workdir, for whoever uses the model:
   fitted.npz     class means and Weibulls of every method; the unknown scores of
                  the samples held out for thresholds
   features.npz   features of every part, unless report.features is off
+  added.npz      classes that were added since, if any
   model.json     all else that an answer needs, and the digests of the others
 Nothing that is read can run code, and files are read only if they belong
 together: model.json is written last.
@@ -13,15 +14,17 @@ together: model.json is written last.
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
-from crosr_jax import files, types
+from crosr_jax import extension, files, types
 
 FORMAT = 3
 _AGAIN = 'run the main job again in this workdir, which trains nothing anew'
@@ -59,6 +62,14 @@ def save(
     path.unlink(missing_ok=True)
   else:
     digests['features_sha256'] = _write(path, _by_field(features))
+  added = workdir / 'added.npz'
+  if added.exists() and not _is_of(added, digests['fitted_sha256']):
+    logging.warning(
+      '%s belongs to what was fitted before and is removed; add its classes '
+      'again',
+      added,
+    )
+    added.unlink()
   info = {**saved.info, 'format': FORMAT, **digests}
   files.write_text(
     workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
@@ -104,6 +115,50 @@ def load_info(workdir: pathlib.Path) -> dict[str, Any]:
       f'reads {FORMAT}; {_AGAIN}'
     )
   return info
+
+
+def save_added(workdir: pathlib.Path, added: extension.Extension) -> None:
+  """Writes added classes; `load_added` gives them back.
+
+  Args:
+    workdir: of the run that they were added to.
+    added: M classes.
+  """
+  arrays = added._asdict() | {'fitted_sha256': _fitted_of(workdir)}
+  _write(workdir / 'added.npz', arrays)
+
+
+def load_added(workdir: pathlib.Path) -> extension.Extension | None:
+  """What `save_added` was given; None where no class was added.
+
+  Raises:
+    UserError: where the file is damaged, or belongs to another fit.
+  """
+  path = workdir / 'added.npz'
+  if not path.exists():
+    return None
+  if not _is_of(path, _fitted_of(workdir)):
+    raise types.UserError(
+      f'{path} is damaged or not of this model.json; delete it and add its '
+      'classes again'
+    )
+  arrays = _arrays(path.read_bytes())
+  del arrays['fitted_sha256']
+  names = tuple(map(str, arrays.pop('class_names')))
+  return extension.Extension(names, **arrays)
+
+
+def _fitted_of(workdir: pathlib.Path) -> str:
+  return load_info(workdir)['fitted_sha256']
+
+
+def _is_of(path: pathlib.Path, fitted_sha256: str) -> bool:
+  """Whether added classes belong to what is fitted; damaged ones do not."""
+  try:
+    arrays = _arrays(path.read_bytes())
+    return str(arrays['fitted_sha256']) == fitted_sha256
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return False
 
 
 def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:

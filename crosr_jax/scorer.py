@@ -7,7 +7,8 @@ a sample's score is the same, to the last bit, whatever else is in its batch.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def _score(
     k=num_classes,
     width=_width_of_evidence(model),
   )
-  probability, unknown_score = _by_blocks(program, a, fitted, num_classes)
+  probability, unknown_score = by_blocks(program, a, fitted, num_classes)
   if not np.isfinite(unknown_score).all():
     row = np.flatnonzero(~np.isfinite(unknown_score))[0]
     raise types.UserError(
@@ -213,7 +214,7 @@ def distances(
   program = functools.partial(
     _distance_program, width=_width_of_evidence(model)
   )
-  (result,) = _by_blocks(program, a, _float32(model), len(model.mav))
+  (result,) = by_blocks(program, a, _float32(model), len(model.mav))
   return result
 
 
@@ -275,7 +276,9 @@ def _program(
   assert fitted is not None
   d = _distances(a, fitted, width)
   if method == 'openmax':
-    return _openmax(logits, _log_power(d, fitted), alpha)
+    return _openmax(
+      logits, log_power(d, fitted.shape, fitted.one, fitted.scale), alpha
+    )
   return _crosr(logits, d, fitted)
 
 
@@ -290,7 +293,7 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
   """[B, D] -> [B, K]; width: of the latent in 'evidence', None = a norm."""
   x = (a - fitted.center[None, :]) * fitted.unit[None, :]
   if width is None:
-    return _norms(x, fitted.mav)
+    return norms(x, fitted.mav)
   # As in weibull.py: own logit, code and, where there is one, error.
   k = len(fitted.mav)
   end = x.shape[1]
@@ -302,14 +305,14 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
     if i == 0:
       part = jnp.diagonal(fitted.mav)[None, :] - x[:, :k]
     else:
-      part = _norms(x[:, start:stop], fitted.mav[:, start:stop])
+      part = norms(x[:, start:stop], fitted.mav[:, start:stop])
     mean, unit = fitted.part_mean[i], fitted.part_unit[i]
     above = jnp.maximum((part - mean[None, :]) * unit[None, :], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
 
 
-def _norms(x: Array, mav: Array) -> Array:
+def norms(x: Array, mav: Array) -> Array:
   """Norms of x [B, D] less each of mav [K, D], [B, K]."""
   if mav.size <= _DIRECT:
     difference = x[:, None, :] - mav[None, :, :]
@@ -329,14 +332,43 @@ def _norms(x: Array, mav: Array) -> Array:
   return jnp.sqrt(jnp.maximum(square.at[row, nearest].set(exact.T), 0.0))
 
 
-def _log_power(d: Array, fitted: _Fitted) -> Array:
+def log_power(d: Array, shape: Array, one: Array, scale: Array) -> Array:
   """log of t = ((d - loc) / scale)**shape, [B, K]; cdf = 1 - exp(-t).
 
   Through log1p around the point where t is 1: the digits of d - loc - scale
   are all there, however large the shape.
+
+  Args:
+    d: distances, [B, K].
+    shape: [K].
+    one: loc + scale, [K].
+    scale: [K].
   """
-  x = jnp.maximum((d - fitted.one[None, :]) / fitted.scale[None, :], -1.0)
-  return fitted.shape[None, :] * jnp.log1p(x)
+  x = jnp.maximum((d - one[None, :]) / scale[None, :], -1.0)
+  return shape[None, :] * jnp.log1p(x)
+
+
+def _log_cdf(log_t: Array, t: Array) -> Array:
+  """log w; below the switch 1 - exp(-t) = t exp(-t / 2) to float32."""
+  return jnp.where(log_t < -8.0, log_t - t / 2.0, jnp.log(-jnp.expm1(-t)))
+
+
+def log_odds_of_cdf(log_t: Array, inside: Array) -> Array:
+  """log(w / (1 - w)), [B, K], carried on where it ends, as `_extend` does.
+
+  Args:
+    log_t: as log_power has it; w = 1 - exp(-t).
+    inside: how far below `loc`, where w is 0.
+  """
+  t = jnp.exp(log_t)
+  beyond = 1.0 + log_t - np.log(LARGEST_LOG_ODDS).astype(np.float32)
+  odds = jnp.where(
+    t < LARGEST_LOG_ODDS,
+    _log_cdf(log_t, t) + t,
+    LARGEST_LOG_ODDS * beyond,
+  )
+  depth = 1.0 + jnp.log1p(jnp.maximum(inside, 0.0))
+  return jnp.where(jnp.isneginf(log_t), -LARGEST_LOG_ODDS * depth, odds)
 
 
 def _softmax(logits: Array) -> tuple[Array, Array]:
@@ -366,22 +398,19 @@ def _openmax(
 
 def _crosr(logits: Array, d: Array, fitted: _Fitted) -> tuple[Array, Array]:
   """p_i = softmax_i (1 - w_i), p_unknown = sum of softmax_i w_i."""
-  log_power = _log_power(d, fitted)
-  power = jnp.exp(log_power)
+  log_t = log_power(d, fitted.shape, fitted.one, fitted.scale)
+  power = jnp.exp(log_t)
   tail_cdf = -jnp.expm1(-power)
   log_closed = jax.nn.log_softmax(logits, axis=1)
   closed = jnp.exp(log_closed)
   known = closed * jnp.exp(-power)
   unknown = jnp.sum(closed * tail_cdf, axis=1, keepdims=True)
-  # log w; below the switch 1 - exp(-t) = t exp(-t / 2) to float32.
-  log_cdf = jnp.where(
-    log_power < -8.0, log_power - power / 2.0, jnp.log(tail_cdf)
-  )
+  log_cdf = _log_cdf(log_t, power)
   log_unknown = jax.nn.logsumexp(log_closed + log_cdf, axis=1)
   against = -jax.nn.logsumexp(log_closed - power, axis=1)
   return (
     jnp.concatenate([known, unknown], axis=1),
-    _extend(log_unknown, against, log_power, log_closed, fitted.loc[None] - d),
+    _extend(log_unknown, against, log_t, log_closed, fitted.loc[None] - d),
   )
 
 
@@ -409,10 +438,20 @@ def _extend(
   return jnp.where(jnp.isneginf(log_unknown), -LARGEST_LOG_ODDS * depth, result)
 
 
-def _by_blocks(
-  program, a: np.ndarray, fitted: _Fitted | None, num_classes: int
+def by_blocks(
+  program: Callable[..., tuple[Array, ...]],
+  a: np.ndarray,
+  fitted: Any,
+  num_classes: int,
 ) -> tuple[np.ndarray, ...]:
-  """Runs a program over [N, D] in blocks of one size, the last one padded."""
+  """Runs a program over [N, D] in blocks of one size, the last one padded.
+
+  Args:
+    program: of a block and `fitted`, gives arrays of a row for each of its.
+    a: [N, D].
+    fitted: arrays.
+    num_classes: of which the program makes a column each.
+  """
   widest = max(num_classes, a.shape[1])
   rows = min(_ROWS, 1 << (max(_CELLS // widest, 8).bit_length() - 1))
   parts = []

@@ -112,7 +112,7 @@ def answer(
   result = {
     'prediction': 'unknown' if k == types.UNKNOWN else model.class_names[k],
     'is_unknown': k == types.UNKNOWN,
-    'nearest': model.class_names[int(np.argmax(found.logits[0]))],
+    'nearest': model.class_names[model.nearest(found, scores)[0]],
     'unknown_probability': float(probability[-1]),
     'bars': [
       {'name': model.class_names[i], 'probability': float(probability[i])}

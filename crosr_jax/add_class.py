@@ -1,0 +1,55 @@
+"""Adds a class to a finished run, from a few images, without training.
+
+  python -m crosr_jax.add_class --workdir=runs/photos --name=cup cups/
+
+Arguments are image files, folders, patterns and '-', as for predict; ten images
+are the least, fifty are better. The net stays as it is: the class gets a mean
+and a tail, and is named where the known classes reject an image that lies
+inside its tail. What was answered with a known class stays as it was. predict,
+demo and export know the class from then on; the report and evaluate tell of
+the trained classes alone. To take it back, delete added.npz in the workdir.
+"""
+
+import logging
+
+from absl import flags
+
+from crosr_jax import cli, types
+
+_WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
+_NAME = flags.DEFINE_string('name', '', 'of the new class')
+
+
+def main(arguments: list[str]) -> None:
+  """Adds it."""
+  workdir = cli.finished_run(_WORKDIR.value)
+  if not _NAME.value:
+    raise types.UsageError('--name is needed, that of the new class')
+  from crosr_jax.data import images, named
+
+  paths = named.paths(arguments)
+  from crosr_jax import openset
+
+  model = openset.load(workdir)
+  image, faults = images.read_all(paths, model.image_shape)
+  for i, fault in faults.items():
+    logging.warning('%s is left out: %s', paths[i], fault)
+  before = model(image).prediction
+  model = model.with_class(_NAME.value, image)
+  model.save_added(workdir)
+  after = model(image).prediction
+  known = (before != types.UNKNOWN).sum()
+  named_so = (after == len(model.class_names) - 1).sum()
+  print(
+    f'{_NAME.value}: added, from {len(image)} images. Of these, {named_so} are '
+    f'called so, {known} are called a class that was there before'
+  )
+  if 2 * known > len(image):
+    logging.warning(
+      'the net takes most of these images for classes it knows; to tell them '
+      'apart it must be trained with the new class'
+    )
+
+
+if __name__ == '__main__':
+  cli.run(main, takes_arguments=True)

@@ -1,0 +1,57 @@
+"""The image files that the arguments of a command mean."""
+
+import glob
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from crosr_jax import files, types
+from crosr_jax.data import folder, images
+
+
+def paths(arguments: Sequence[str]) -> list[str]:
+  """Files that the arguments mean, in their order.
+
+  Raises:
+    UsageError: where there is no argument, or one that fits no image.
+  """
+  if not arguments:
+    raise types.UsageError(
+      "name images, folders or patterns, or '-' for a list of them on standard "
+      'input'
+    )
+  found: list[str] = []
+  for argument in arguments:
+    if argument == '-':
+      # Names of files are bytes; what is no text is a name too.
+      for line in sys.stdin.buffer:
+        if name := os.fsdecode(line).rstrip('\r\n'):
+          found += _meant(name)
+    else:
+      found += _meant(argument)
+  return found
+
+
+def _meant(argument: str) -> list[str]:
+  path = files.user_path(argument)
+  # Unlike pathlib's, these are False for what cannot even be looked at.
+  if os.path.isdir(path):
+    there = list(folder.below(path))
+    chosen = [name for name in there if images.is_image(name)]
+    if not chosen:
+      raise types.UsageError(
+        f'{argument}: the folder holds no image; looked for '
+        f'{", ".join(images.SUFFIXES)}'
+      )
+    if others := len(there) - len(chosen):
+      logging.info('%s: %d files that are no images are left out', path, others)
+    return chosen
+  if not os.path.exists(path) and glob.has_magic(argument):
+    chosen = sorted(glob.glob(str(path), recursive=True))
+    if not chosen:
+      raise types.UsageError(f'{argument}: the pattern fits no file')
+    return list(itertools.chain.from_iterable(_meant(p) for p in chosen))
+  # One that is not there has a row that says so.
+  return [str(path)]

@@ -1,0 +1,233 @@
+"""Classes that come after training: a mean and a tail each, nothing retrained.
+
+The net has no logit for such a class, so it can only name what the known
+classes reject: an answer that was a known class stays as it is. What they
+reject is the added class whose tail it is farthest inside, if it is inside one.
+
+What tells classes apart that the net was not trained on is the direction of
+their activation vectors, not their length (docs/experiments.md, 6). So the
+vector is that of 'joint' less the mean of all class means, in the units of the
+fitted model, divided by its norm; the mean and the distances are of those.
+
+N samples, B batch, K known classes, M added ones, D = K + latent width.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crosr_jax import choice, scorer, types, weibull
+
+Array = jax.Array
+
+# Images of a class; of fewer, a tail says nothing.
+SMALLEST_CLASS = 10
+_TAIL_SHARE = 0.05
+_SMALLEST_NORM = 1e-12
+_ALIKE = 1e-6  # of directions, in which float32 has few digits more
+
+
+class Extension(NamedTuple):
+  """M added classes."""
+
+  class_names: tuple[str, ...]  # M
+  center: np.ndarray  # [D] float64, subtracted from activation vectors
+  unit: np.ndarray  # [D] what they are divided by then
+  mav: np.ndarray  # [M, D] means of the directions
+  shape: np.ndarray  # [M] of the Weibulls, as types.WeibullModel has them
+  loc: np.ndarray  # [M]
+  scale: np.ndarray  # [M]
+  limit: np.ndarray  # [M] CDF up to which a sample is taken as of the class
+
+
+def add(
+  name: str,
+  features: types.Features,
+  fitted: types.WeibullModel,
+  *,
+  reject_known: float,
+  before: Extension | None = None,
+) -> Extension:
+  """The added classes with one more.
+
+  Each sample's distance is taken to the mean of the others, n / (n - 1) times
+  that to the mean of all: a class may have few samples, and new ones lie as far
+  out as these would without their own pull on the mean. The limit is where
+  `reject_known` of the class lies beyond: the tail holds t of n samples, so
+  that is where its CDF is 1 - reject_known n / t.
+
+  Args:
+    name: of the new class.
+    features: of n samples of it; labels are not looked at.
+    fitted: of the known classes, on 'joint' or 'evidence'.
+    reject_known: share of the class that may be rejected, in (0, 0.5).
+    before: classes added to the same model so far.
+
+  Raises:
+    UserError: for fewer than 10 samples, and samples that are all alike or not
+      of the model's net.
+  """
+  choice.check_reject_known(reject_known)
+  weibull.check_rows(features)
+  count = len(features.label)
+  if count < SMALLEST_CLASS:
+    raise types.UserError(
+      f'{name}: {count} samples, at least {SMALLEST_CLASS} are needed for the '
+      'tail of a class'
+    )
+  if fitted.vector not in ('joint', 'evidence'):
+    raise types.UsageError(
+      'a class can be added to a model of vector joint or evidence, this one '
+      f'was fitted on {fitted.vector!r}'
+    )
+  width = fitted.mav.shape[1]
+  if fitted.vector == 'evidence':
+    width = len(fitted.mav) + fitted.latent_width
+  center = fitted.mav.mean(axis=0)[:width]
+  unit = fitted.feature_scale[:width]
+  direction = _directions(
+    np, _vector(features, center).astype(float), center, unit
+  )
+  mav = direction.mean(axis=0, keepdims=True)
+  away = np.linalg.norm(direction - mav, axis=1) * count / (count - 1)
+  if away.max() < _ALIKE:
+    raise types.UserError(
+      f'{name}: the {count} samples are all alike; a tail needs different ones'
+    )
+  share = max(_TAIL_SHARE, 2.0 * reject_known)
+  tail = max(weibull.SMALLEST_SHARED_TAIL, int(np.ceil(share * count)))
+  tail = min(tail, count)
+  shape, loc, scale = weibull.fit_tails(away[None], tail_size=tail)
+  limit = np.array([1.0 - reject_known * count / tail])
+  new = Extension((name,), center, unit, mav, shape, loc, scale, limit)
+  if before is None:
+    return new
+  rows = ('mav', 'shape', 'loc', 'scale', 'limit')
+  return new._replace(
+    class_names=before.class_names + new.class_names,
+    **{x: np.concatenate([getattr(before, x), getattr(new, x)]) for x in rows},
+  )
+
+
+def score(
+  scores: types.Scores, features: types.Features, added: Extension
+) -> types.Scores:
+  """Scores of K + M classes, from decided scores of K.
+
+  Args:
+    scores: of the known classes; `prediction` as decided.
+    features: that they are of.
+    added: M classes.
+
+  Returns:
+    probability [N, K+M+1]: p, which was unknown's, is p (1 - w) for the added
+    class whose tail the sample is farthest inside, w its CDF there, and p w for
+    unknown. prediction: K and above are added classes. unknown_score: the
+    lesser of that of the known classes and the log-odds of w.
+
+  Raises:
+    UserError: where the features are not of the model's net, or not finite.
+  """
+  a = _vector(features, added.center)
+  found = scorer.by_blocks(_nearest, a, _arrays(added), a.shape[1])
+  return types.Scores(*_together(np, *scores, found))
+
+
+def traced(
+  probability: Array,
+  prediction: Array,
+  unknown_score: Array,
+  logits: Array,
+  latent: Array,
+  added: Extension,
+) -> tuple[Array, Array, Array]:
+  """`score` for a program that JAX traces.
+
+  Returns:
+    probability, prediction and unknown_score.
+  """
+  a = jnp.concatenate([logits, latent], axis=1)
+  found = _nearest(a, _arrays(added))
+  return _together(jnp, probability, prediction, unknown_score, found)
+
+
+def _vector(features: types.Features, center: np.ndarray) -> np.ndarray:
+  """Activation vectors of the net that `center`, [D], is of, [N, D] float32."""
+  a = weibull.activation_vector(features, 'joint', np.float32)
+  if a.shape[1] != len(center):
+    raise types.UsageError(
+      f'the model knows logits and latents of width {len(center)} together, '
+      f'the features have {a.shape[1]}'
+    )
+  if not np.isfinite(a).all():
+    row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
+    raise types.UserError(f'features of sample {row} are not finite')
+  return a
+
+
+def _directions(xp: Any, a: Any, center: Any, unit: Any) -> Any:
+  """[B, D] -> the same, of norm 1, in NumPy or JAX."""
+  x = (a - center[None]) / unit[None]
+  norm = xp.sqrt(xp.sum(x * x, axis=1, keepdims=True))
+  return x / xp.maximum(norm, _SMALLEST_NORM)
+
+
+def _arrays(added: Extension) -> tuple[np.ndarray, ...]:
+  """In the order in which `_nearest` reads them."""
+  limit = np.log(added.limit) - np.log1p(-added.limit)
+  arrays = (
+    *(added.center, added.unit, added.mav),
+    *(added.shape, added.loc, added.scale, limit),
+  )
+  return tuple(x.astype(np.float32) for x in arrays)
+
+
+@jax.jit
+def _nearest(a: Array, added: tuple[Array, ...]) -> tuple[Array, ...]:
+  """Where samples [B, D] lie.
+
+  Returns:
+    One-hot class whose tail each is farthest inside, [B, M] bool; whether it is
+    inside its limit, w, 1 - w and the log-odds of w, each [B].
+  """
+  center, unit, mav, shape, loc, scale, limit = added
+  away = scorer.norms(_directions(jnp, a, center, unit), mav)
+  log_power = scorer.log_power(away, shape, loc + scale, scale)
+  odds = scorer.log_odds_of_cdf(log_power, loc[None] - away)
+  nearest = jnp.argmin(odds - limit[None], axis=1)
+  is_nearest = jax.nn.one_hot(nearest, len(mav), dtype=bool)
+
+  def own(x: Array) -> Array:
+    return jnp.take_along_axis(x, nearest[:, None], axis=1)[:, 0]
+
+  power = jnp.exp(own(log_power))
+  return (
+    is_nearest,
+    own(odds) <= limit[nearest],
+    -jnp.expm1(-power),
+    jnp.exp(-power),
+    own(odds),
+  )
+
+
+def _together(
+  xp: Any, probability: Any, prediction: Any, unknown_score: Any, found: Any
+) -> tuple[Any, Any, Any]:
+  """In NumPy or JAX, with the same bits; `found` is of _nearest."""
+  is_nearest, is_inside, cdf, rest, odds = found
+  num_known = probability.shape[1] - 1
+  unknown = probability[:, -1:]
+  parts = [
+    probability[:, :-1],
+    xp.where(is_nearest, unknown * rest[:, None], xp.zeros_like(unknown)),
+    unknown * cdf[:, None],
+  ]
+  position = num_known + xp.argmax(is_nearest, axis=1).astype(xp.int32)
+  is_added = (prediction == types.UNKNOWN) & is_inside
+  return (
+    xp.concatenate(parts, axis=1),
+    xp.where(is_added, position, prediction),
+    xp.minimum(unknown_score, odds),
+  )
