@@ -13,6 +13,11 @@ from crosr_jax.models import dhrnet
 
 Variables = dict[str, Any]
 
+# Images that the net is asked about at once, and the pixels of them all: what
+# a block of a net keeps of large images would fill the memory.
+_MOST_ROWS = 256
+_MOST_PIXELS = 1 << 22
+
 
 def stream(
   model: dhrnet.DHRNet,
@@ -20,13 +25,15 @@ def stream(
   image: np.ndarray,
   label: np.ndarray,
   *,
-  batch_size: int = 256,
+  batch_size: int = 0,
 ) -> Iterator[types.Features]:
   """Features of [N, H, W, C] uint8 images, batch by batch, in order.
 
-  The net is in evaluation mode; every sample comes once.
+  The net is in evaluation mode; every sample comes once. `batch_size` is the
+  rows of a batch, 0 = 256, fewer for images of more than 128 x 128.
   """
   run, variables = _compiled(model), sharding.replicate(variables)
+  batch_size = batch_size or _rows(image.shape)
   # What fills the last batch up is cut off again.
   for batch in batches.padded(image, label, sharding.evened(batch_size)):
     parts = [np.asarray(x)[batch.mask] for x in run(variables, batch.image)]
@@ -40,7 +47,7 @@ def extract(
   image: np.ndarray,
   label: np.ndarray,
   *,
-  batch_size: int = 256,
+  batch_size: int = 0,
 ) -> types.Features:
   """`stream`, in memory."""
   found: list[np.ndarray] = []
@@ -58,6 +65,11 @@ def extract(
     # Of a net that reconstructs nothing, or of no image.
     found[3] = found[3][:0]
   return types.Features(*found)
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+  """Of a batch of images [N, H, W, C]."""
+  return max(1, min(_MOST_ROWS, _MOST_PIXELS // (shape[1] * shape[2])))
 
 
 def reconstruct(

@@ -58,13 +58,13 @@ class OpenSetModel:
     return self.score(self.features(image))
 
   def features(
-    self, image: np.ndarray, *, batch_size: int = 256
+    self, image: np.ndarray, *, batch_size: int = 0
   ) -> types.Features:
     """What the net says of the images; all of them are labelled unknown.
 
     Args:
       image: [N, H, W, C] uint8, in memory or images.ImageFiles.
-      batch_size: rows that the net is asked about at once.
+      batch_size: see features.stream.
 
     Raises:
       UsageError: as a call.

@@ -72,3 +72,13 @@ def test_reconstructions_are_images(net):
   outputs = net[0].apply(net[1], image)
   expected = np.clip(np.asarray(outputs.reconstruction) * 0.3 + 0.4, 0, 1) * 255
   np.testing.assert_allclose(found, expected, atol=0.51)
+
+
+def test_large_images_come_in_small_batches(net, monkeypatch):
+  image, label = _images(40)
+  whole = features.extract(*net, image, label)
+  monkeypatch.setattr(features, '_MOST_PIXELS', 8 * 8 * 16)
+  blocks = list(features.stream(*net, image, label))
+  assert [len(block.label) for block in blocks] == [16, 16, 8]
+  for a, b in zip(zip(*blocks, strict=True), whole, strict=True):
+    np.testing.assert_allclose(np.concatenate(a), b, rtol=1e-5, atol=1e-6)
