@@ -5,6 +5,7 @@ Of JAX, which exported.py reads; or ONNX, which many runtimes do.
 B batch, K known classes, H x W pixels, C channels.
 """
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -123,7 +124,14 @@ def function(model: openset.OpenSetModel) -> jax.export.Exported:
   """uint8 images -> probability [B, K+1], unknown_score [B], prediction [B]."""
   (batch,) = jax.export.symbolic_shape('b')
   image = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.uint8)
-  return jax.export.export(jax.jit(_run(model)), platforms=PLATFORMS)(image)
+
+  def run(image: jax.Array) -> tuple[jax.Array, ...]:
+    # Or the compiler computes with the weights ahead, which rounds otherwise
+    # than the project's own program, to which they are arguments.
+    variables = jax.lax.optimization_barrier(model.variables)
+    return _run(dataclasses.replace(model, variables=variables))(image)
+
+  return jax.export.export(jax.jit(run), platforms=PLATFORMS)(image)
 
 
 def _run(model: openset.OpenSetModel) -> Callable[..., tuple[jax.Array, ...]]:
