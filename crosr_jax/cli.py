@@ -47,6 +47,16 @@ def define_data_dir() -> flags.FlagHolder:
   )
 
 
+def define_reject_known() -> flags.FlagHolder:
+  """Defines --reject_known=SHARE, of commands that decide; None = not given."""
+  return flags.DEFINE_float(
+    'reject_known',
+    None,
+    'decide by a threshold that rejects this share of known images, found on '
+    'those the run held out; default: as the run decides',
+  )
+
+
 def path_of_data(data_dir: flags.FlagHolder) -> pathlib.Path:
   """What --data_dir was given, or its default."""
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
@@ -66,6 +76,22 @@ def folder(flag: str, value: str) -> pathlib.Path:
   path = files.user_path(value)
   if path.exists() and not path.is_dir():
     raise types.UsageError(f'--{flag}={value} is a file, not a folder')
+  return path
+
+
+def made_folder(flag: str, value: str) -> pathlib.Path:
+  """`folder`, made if it is not there.
+
+  Raises:
+    UsageError: where that cannot be.
+  """
+  path = folder(flag, value)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise types.UsageError(
+      f'--{flag}={path} cannot be written: {error.strerror}; take another'
+    ) from None
   return path
 
 

@@ -50,7 +50,7 @@ _DECISION = flags.DEFINE_string(
 )
 _REJECT_KNOWN = flags.DEFINE_float(
   'reject_known',
-  0.0,
+  None,
   'share of known samples that may be rejected; default: as the run has it',
 )
 _SAVE_FEATURES = flags.DEFINE_string(
@@ -159,7 +159,7 @@ def _decision(info: dict[str, Any]) -> dict[str, Any]:
   fields = dict(info.get('scorer', _SCORER))
   if _DECISION.value:
     fields['decision'] = _DECISION.value
-  if flags.FLAGS['reject_known'].present:
+  if _REJECT_KNOWN.value is not None:
     fields['reject_known'] = _REJECT_KNOWN.value
   return fields
 

@@ -16,12 +16,7 @@ from crosr_jax import cli, files, types
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
 _OUTPUT = flags.DEFINE_string('output', '', 'file to write')
-_REJECT_KNOWN = flags.DEFINE_float(
-  'reject_known',
-  0.0,
-  'decide by a threshold that rejects this share of known images, found on '
-  'those the run held out; default: as the run decides',
-)
+_REJECT_KNOWN = cli.define_reject_known()
 
 
 def main() -> None:
@@ -39,7 +34,7 @@ def main() -> None:
   from crosr_jax import exporting, openset, saved
 
   model = openset.load(workdir)
-  if flags.FLAGS['reject_known'].present:
+  if _REJECT_KNOWN.value is not None:
     model = model.rejecting(_REJECT_KNOWN.value)
   is_onnx = output.suffix == '.onnx'
   pack = exporting.pack_onnx if is_onnx else exporting.pack

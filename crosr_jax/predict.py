@@ -25,12 +25,7 @@ _WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
 _FORMAT = flags.DEFINE_string(
   'format', 'table', 'table, json (a list of objects) or csv'
 )
-_REJECT_KNOWN = flags.DEFINE_float(
-  'reject_known',
-  0.0,
-  'decide by a threshold that rejects this share of known images, found on '
-  'those the run held out; default: as the run decides',
-)
+_REJECT_KNOWN = cli.define_reject_known()
 
 _BLOCK = 256
 _UNKNOWN = 'unknown'
@@ -58,7 +53,7 @@ def main(arguments: list[str]) -> None:
   from crosr_jax import openset
 
   model = openset.load(workdir)
-  if flags.FLAGS['reject_known'].present:
+  if _REJECT_KNOWN.value is not None:
     model = model.rejecting(_REJECT_KNOWN.value)
   logging.info('decision: %s', model.told())
   faults = 0

@@ -34,10 +34,9 @@ def main() -> None:
   if _FOLDS.value < 1:
     raise types.UsageError(f'--folds={_FOLDS.value}: at least 1 is needed')
   name = cli.config_name()
-  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}-rank')
+  workdir = cli.made_folder('workdir', _WORKDIR.value or f'runs/{name}-rank')
   from crosr_jax import ranking
 
-  workdir.mkdir(parents=True, exist_ok=True)
   result = ranking.run(
     _CONFIG.value,
     workdir,

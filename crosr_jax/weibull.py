@@ -353,15 +353,18 @@ def parse_tail(tail: str) -> dict[str, Any]:
     return {}
   try:
     if tail.endswith('%'):
-      return {'tail_share': float(tail[:-1]) / 100}
+      share = float(tail[:-1]) / 100
+      if not 0 < share <= 1:
+        raise ValueError
+      return {'tail_share': share}
     size = int(tail)
-    if not 0 < size < 2**31:
+    if not 1 < size < 2**31:
       raise ValueError
     return {'tail_size': size}
   except (AttributeError, ValueError):
     raise types.UsageError(
-      "tail must be 'auto', a number of samples as '20' or a share of the "
-      f"class as '5%', got {tail!r}"
+      "tail must be 'auto', a number of samples from 2 as '20', or a share of "
+      f"the class, above 0 and at most 100, as '5%', got {tail!r}"
     ) from None
 
 

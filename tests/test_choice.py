@@ -126,10 +126,10 @@ def test_bad_tails(tail):
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'tail': '1'}, 'tail_size must be at least 2'),
-    ({'tail': '0%'}, 'either tail_size or tail_share'),
-    ({'tail': '120%'}, r'tail_share must be in \(0, 1\]'),
-    ({'tail': 'nan%'}, r'tail_share must be in \(0, 1\]'),
+    ({'tail': '1'}, "a number of samples from 2 .* got '1'"),
+    ({'tail': '0%'}, "above 0 and at most 100.* got '0%'"),
+    ({'tail': '120%'}, "above 0 and at most 100.* got '120%'"),
+    ({'tail': 'nan%'}, "above 0 and at most 100.* got 'nan%'"),
     ({'vector': 'logits'}, 'crosr_y'),
     ({'scaling': 'with'}, 'within_class'),
   ],

@@ -212,5 +212,7 @@ def test_command(environment, tmp_path):
   )
   assert process.returncode == 2, process.stderr
   assert 'error: --hold_out=6: of 7 known' in process.stderr
+  process = call('--config=configs/digits.py', '--workdir=/proc/nowhere')
+  assert process.returncode == 2 and 'cannot be written' in process.stderr
   process = call('--help')
   assert process.returncode == 0 and 'kept back in each fold' in process.stdout
