@@ -1,0 +1,154 @@
+"""Open-set scores of features: ours, NumPy, and what the matmul alone takes.
+
+  python benchmarks/scoring.py
+
+N samples, K classes, logits and codes together of width D. The vectorised NumPy
+version has the same formula in float32 with its distances by one matmul; its
+scores are compared with ours first. 'one by one' is the formula in a loop over
+samples, as OpenOOD and others have it, for 100 samples and scaled up, and so is
+pytorch-ood's OpenMax, which reads the logits alone.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import resource
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timing
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from crosr_jax import scorer, types
+
+# N, K, D.
+CASES = ((10_000, 10, 106), (10_000, 1000, 1512), (1000, 20_000, 20_512))
+_ONE_BY_ONE = 100
+
+
+def main() -> None:
+  """Measures and prints."""
+  arguments = timing.parser(__doc__).parse_args()
+  tables = {}
+  for count, num_classes, width in CASES:
+    features, model = _made(count, num_classes, width)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ours = scorer.score(features, model)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    a = np.concatenate([features.logits, features.latent], axis=1)
+    fitted = [x.astype(np.float32) for x in model[2:6]]
+    theirs = _numpy(features.logits, a, *fitted)
+    away = np.abs(theirs - ours.probability).max()
+    cases = {
+      'ours': lambda: scorer.score(features, model),
+      'NumPy, vectorised': lambda: _numpy(features.logits, a, *fitted),
+      'bare matmul': _matmul(a, model.mav.astype(np.float32)),
+    }
+    notes = {
+      'ours': f'grew by {grown / 1024:.0f} MiB',
+      'NumPy, vectorised': f'probabilities differ by {away:.0e}',
+    }
+    rows = timing.interleaved(cases, arguments.repeats, notes)
+    if num_classes <= 1000:
+      rows += _one_by_one(features, a, model, fitted, rows[0].median)
+    title = f'N = {count:,}, K = {num_classes:,}, D = {width:,}'
+    timing.show(title, rows)
+    tables[title] = rows
+  timing.write(arguments.output, tables)
+
+
+def _made(count, num_classes, width):
+  """Features of samples near their class, and a model of it."""
+  rng = np.random.default_rng(0)
+  mav = rng.normal(size=(num_classes, width)).astype(np.float32)
+  mav[:, :num_classes] += 10 * np.eye(num_classes, dtype=np.float32)
+  label = rng.integers(0, num_classes, count).astype(np.int32)
+  a = mav[label] + rng.normal(size=(count, width), scale=0.5).astype(np.float32)
+  # About where the distances of the own class lie.
+  usual = 0.5 * np.sqrt(width)
+  model = types.WeibullModel(
+    vector='joint',
+    feature_scale=np.ones(width),
+    mav=mav.astype(np.float64),
+    shape=rng.uniform(1.5, 4.0, num_classes),
+    loc=np.full(num_classes, usual - 1.0),
+    scale=rng.uniform(1.0, 2.0, num_classes),
+    tail_count=np.full(num_classes, 20),
+    dead=np.zeros(width, bool),
+  )
+  features = types.Features(a[:, :num_classes], a[:, num_classes:], label)
+  return features, model
+
+
+def _numpy(logits, a, mav, shape, loc, scale):
+  """CROSR's formula on [N, K] distances, as one would write it in NumPy."""
+  square = (
+    np.square(a).sum(axis=1)[:, None]
+    - 2 * a @ mav.T
+    + np.square(mav).sum(axis=1)[None]
+  )
+  distance = np.sqrt(np.maximum(square, 0))
+  z = np.maximum((distance - loc) / scale, 0)
+  w = 1 - np.exp(-(z**shape))
+  closed = np.exp(logits - logits.max(axis=1, keepdims=True))
+  closed /= closed.sum(axis=1, keepdims=True)
+  unknown = (closed * w).sum(axis=1, keepdims=True)
+  return np.concatenate([closed * (1 - w), unknown], axis=1)
+
+
+def _matmul(a, mav):
+  """The product that distances need, of arrays that XLA holds."""
+  product = jax.jit(
+    functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  )
+  one, other = jnp.asarray(a), jnp.asarray(mav.T)
+  return lambda: product(one, other).block_until_ready()
+
+
+def _one_by_one(features, a, model, fitted, first):
+  """Rows of what loops over samples."""
+  mav, shape, loc, scale = fitted
+
+  def loop():
+    for x, y in zip(a[:_ONE_BY_ONE], features.logits, strict=False):
+      distance = np.linalg.norm(x - mav, axis=1)
+      w = 1 - np.exp(-(np.maximum((distance - loc) / scale, 0) ** shape))
+      closed = np.exp(y - y.max())
+      closed /= closed.sum()
+      np.append(closed * (1 - w), (closed * w).sum())
+
+  cases = {'NumPy, one by one': loop}
+  with contextlib.suppress(ImportError):
+    from pytorch_ood.detector.openmax import numpy as peer
+
+    # It loops over classes in Python too; of more than 100 it takes the first.
+    few = features.logits[:, :100]
+    some = np.argmax(few, axis=1) < 100
+    openmax = peer.OpenMax(tailsize=20)
+    openmax.n_dims = few.shape[1]
+    openmax.alpha = min(10, few.shape[1])
+    for k in range(few.shape[1]):
+      openmax.centers[k] = mav[k, : few.shape[1]]
+      fit = peer.LibNotMR(tailsize=20)
+      fit.min_val, fit.c, fit.scale = loc[k] + 1, shape[k], scale[k]
+      openmax.distributions[k] = fit
+    chosen = few[some][:_ONE_BY_ONE]
+    cases['pytorch-ood OpenMax'] = lambda: openmax.predict(chosen)
+  rows = []
+  for name, case in cases.items():
+    start = time.perf_counter()
+    case()
+    taken = (time.perf_counter() - start) * len(a) / _ONE_BY_ONE
+    note = f'of {_ONE_BY_ONE} samples, scaled'
+    rows.append(timing.Row(name, taken, taken, taken, taken / first, note))
+  return rows
+
+
+if __name__ == '__main__':
+  os.environ.setdefault('OMP_NUM_THREADS', str(os.cpu_count()))
+  main()
