@@ -130,8 +130,15 @@ def score(
   Raises:
     UserError: where the features are not of the model's net, or not finite.
   """
-  a = _vector(features, added.center)
-  found = scorer.by_blocks(_nearest, a, _arrays(added), a.shape[1])
+  found = scorer.by_blocks(
+    _nearest,
+    lambda start, stop: _vector(
+      features.rows(start, stop), added.center, start
+    ),
+    len(features.label),
+    _arrays(added),
+    len(added.limit),
+  )
   return types.Scores(*_together(np, *scores, found))
 
 
@@ -153,8 +160,13 @@ def traced(
   return _together(jnp, probability, prediction, unknown_score, found)
 
 
-def _vector(features: types.Features, center: np.ndarray) -> np.ndarray:
-  """Activation vectors of the net that `center`, [D], is of, [N, D] float32."""
+def _vector(
+  features: types.Features, center: np.ndarray, start: int = 0
+) -> np.ndarray:
+  """Activation vectors of the net that `center`, [D], is of, [N, D] float32.
+
+  `start` is the first row's number.
+  """
   a = weibull.activation_vector(features, 'joint', np.float32)
   if a.shape[1] != len(center):
     raise types.UsageError(
@@ -163,7 +175,7 @@ def _vector(features: types.Features, center: np.ndarray) -> np.ndarray:
     )
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
-    raise types.UserError(f'features of sample {row} are not finite')
+    raise types.UserError(f'features of sample {start + row} are not finite')
   return a
 
 
@@ -193,7 +205,9 @@ def _nearest(a: Array, added: tuple[Array, ...]) -> tuple[Array, ...]:
     inside its limit, w, 1 - w and the log-odds of w, each [B].
   """
   center, unit, mav, shape, loc, scale, limit = added
-  away = scorer.norms(_directions(jnp, a, center, unit), mav)
+  away = scorer.norms(
+    _directions(jnp, a, center, unit), mav, jnp.sum(jnp.square(mav), axis=1)
+  )
   log_power = scorer.log_power(away, shape, loc + scale, scale)
   odds = scorer.log_odds_of_cdf(log_power, loc[None] - away)
   nearest = jnp.argmin(odds - limit[None], axis=1)

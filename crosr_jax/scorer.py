@@ -6,7 +6,10 @@ Rows are scored in blocks of a fixed size by one program, each row on its own:
 a sample's score is the same, to the last bit, whatever else is in its batch.
 """
 
+import concurrent.futures
 import functools
+import os
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,10 +30,12 @@ LARGEST_LOG_ODDS = 1e20
 # nothing; above, a matmul, and such sums for the nearest classes alone.
 _DIRECT = 16_384
 _NEAREST = 8
-_ROWS = 256
-# Rows that activation vectors are made of together, a multiple of _ROWS.
-_SLICE = 16_384
-_CELLS = 1 << 22  # of a block's [B, K] and [B, D]: 16 MiB each
+# Rows of a block: as many as make its [B, K] and [B, D] a good piece of work,
+# within bounds; but never more than memory has room for, 16 MiB each.
+_GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22
+_FEWEST_ROWS, _MOST_ROWS = 128, 1024
+# Blocks at once: XLA computes on all cores in a matmul alone.
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 class Method(NamedTuple):
@@ -62,6 +67,8 @@ class _Fitted(NamedTuple):
   loc: types.Array  # [K]
   scale: types.Array  # [K]
   one: types.Array  # [K] loc + scale: the distance where the CDF is 1 - 1/e
+  square: types.Array  # [3, K] squared norms of mav: of logits, latent, error;
+  # of 'joint' and 'logits' [1, K], of all together
   part_mean: types.Array  # [3, K] of 'evidence'
   part_unit: types.Array  # [3, K] weight / part_deviation
 
@@ -97,37 +104,22 @@ def score(
   types.check_choice('method', method, METHODS)
   check_fields(alpha=alpha)
   weibull.check_rows(features)
-  parts = [
-    _score(
-      types.Features(*(x[start : start + _SLICE] for x in features)),
-      start,
-      model,
-      method,
-      alpha,
-    )
-    for start in range(0, max(len(features.logits), 1), _SLICE)
-  ]
-  return types.Scores(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _score(
-  features: types.Features,
-  start: int,
-  model: types.WeibullModel | None,
-  method: str,
-  alpha: int,
-) -> types.Scores:
-  """`score` of a slice that begins at row `start`."""
+  reads, fitted = METHODS[method].reads, None
   if METHODS[method].vectors:
     model = _suitable(model, method)
-    fitted, a = _float32(model), _vector(features, model.vector, model, start)
+    reads, fitted = model.vector, _float32(model)
   else:
-    fitted, a = None, _vector(features, METHODS[method].reads, None, start)
+    model = None
   num_classes = np.shape(features.logits)[1]
-  if method == 'augmented' and a.shape[1] != num_classes + 1:
+
+  def vector(start: int, stop: int) -> np.ndarray:
+    return _vector(features.rows(start, stop), reads, model, start)
+
+  width = vector(0, 1).shape[1]
+  if method == 'augmented' and width != num_classes + 1:
     raise types.UsageError(
       "method 'augmented' needs the logit of unknown as a latent of width 1, "
-      f'got width {a.shape[1] - num_classes}'
+      f'got width {width - num_classes}'
     )
   program = functools.partial(
     _program,
@@ -136,13 +128,15 @@ def _score(
     k=num_classes,
     width=_width_of_evidence(model),
   )
-  probability, unknown_score = by_blocks(program, a, fitted, num_classes)
+  probability, unknown_score = by_blocks(
+    program, vector, len(features.label), fitted, num_classes
+  )
   if not np.isfinite(unknown_score).all():
-    row = np.flatnonzero(~np.isfinite(unknown_score))[0]
+    row = int(np.flatnonzero(~np.isfinite(unknown_score))[0])
     raise types.UserError(
-      f'features of sample {start + row} are too large for float32 (they reach '
-      f'{np.abs(a[row]).max():g}, and their distances overflow); divide all '
-      'features by one number before fit and score'
+      f'features of sample {row} are too large for float32 (they reach '
+      f'{np.abs(vector(row, row + 1)).max():g}, and their distances overflow); '
+      'divide all features by one number before fit and score'
     )
   column = np.argmax(probability, axis=1)
   return types.Scores(
@@ -210,11 +204,18 @@ def distances(
 ) -> np.ndarray:
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
   weibull.check_error(features)
-  a = _vector(features, model.vector, model)
   program = functools.partial(
     _distance_program, width=_width_of_evidence(model)
   )
-  (result,) = by_blocks(program, a, _float32(model), len(model.mav))
+  (result,) = by_blocks(
+    program,
+    lambda start, stop: _vector(
+      features.rows(start, stop), model.vector, model, start
+    ),
+    len(features.label),
+    _float32(model),
+    len(model.mav),
+  )
   return result
 
 
@@ -293,7 +294,7 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
   """[B, D] -> [B, K]; width: of the latent in 'evidence', None = a norm."""
   x = (a - fitted.center[None, :]) * fitted.unit[None, :]
   if width is None:
-    return norms(x, fitted.mav)
+    return norms(x, fitted.mav, fitted.square[0])
   # As in weibull.py: own logit, code and, where there is one, error.
   k = len(fitted.mav)
   end = x.shape[1]
@@ -305,22 +306,27 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
     if i == 0:
       part = jnp.diagonal(fitted.mav)[None, :] - x[:, :k]
     else:
-      part = norms(x[:, start:stop], fitted.mav[:, start:stop])
+      part = norms(
+        x[:, start:stop], fitted.mav[:, start:stop], fitted.square[i]
+      )
     mean, unit = fitted.part_mean[i], fitted.part_unit[i]
     above = jnp.maximum((part - mean[None, :]) * unit[None, :], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
 
 
-def norms(x: Array, mav: Array) -> Array:
-  """Norms of x [B, D] less each of mav [K, D], [B, K]."""
+def norms(x: Array, mav: Array, mav_square: Array) -> Array:
+  """Norms of x [B, D] less each of mav [K, D], [B, K].
+
+  `mav_square` is the squared norms of mav, [K].
+  """
   if mav.size <= _DIRECT:
     difference = x[:, None, :] - mav[None, :, :]
     return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2))
   product = jnp.matmul(x, mav.T, precision=jax.lax.Precision.HIGHEST)
   square = (
     jnp.sum(jnp.square(x), axis=1, keepdims=True)
-    + jnp.sum(jnp.square(mav), axis=1)[None, :]
+    + mav_square[None, :]
     - 2.0 * product
   )
   # What is left of two large squares near a class mean has few true digits.
@@ -399,37 +405,44 @@ def _openmax(
 def _crosr(logits: Array, d: Array, fitted: _Fitted) -> tuple[Array, Array]:
   """p_i = softmax_i (1 - w_i), p_unknown = sum of softmax_i w_i."""
   log_t = log_power(d, fitted.shape, fitted.one, fitted.scale)
-  power = jnp.exp(log_t)
-  tail_cdf = -jnp.expm1(-power)
+  t = jnp.exp(log_t)
   log_closed = jax.nn.log_softmax(logits, axis=1)
-  closed = jnp.exp(log_closed)
-  known = closed * jnp.exp(-power)
-  unknown = jnp.sum(closed * tail_cdf, axis=1, keepdims=True)
-  log_cdf = _log_cdf(log_t, power)
-  log_unknown = jax.nn.logsumexp(log_closed + log_cdf, axis=1)
-  against = -jax.nn.logsumexp(log_closed - power, axis=1)
+  known, _, log_known = _exponentials(log_closed - t)
+  _, unknown, log_unknown = _exponentials(log_closed + _log_cdf(log_t, t))
+  # log of the least t_i - log p_i; where float32 ends, t alone counts.
+  least = jnp.min(t - log_closed, axis=1)
+  log_least = jnp.where(jnp.isfinite(least), jnp.log(least), log_t.min(axis=1))
+  inside = jnp.min(fitted.loc[None] - d, axis=1)
   return (
     jnp.concatenate([known, unknown], axis=1),
-    _extend(log_unknown, against, log_t, log_closed, fitted.loc[None] - d),
+    _extend(log_unknown, -log_known, log_least, inside),
   )
 
 
+def _exponentials(x: Array) -> tuple[Array, Array, Array]:
+  """exp(x) [B, K], their sums [B, 1], and the logarithms of those [B].
+
+  The last as accurate where all of the others are 0.
+  """
+  top = x.max(axis=1, keepdims=True)
+  top = jnp.where(jnp.isfinite(top), top, 0.0)
+  value = jnp.exp(x - top)
+  total = value.sum(axis=1, keepdims=True)
+  unit = jnp.exp(top)
+  return value * unit, total * unit, (top + jnp.log(total))[:, 0]
+
+
 def _extend(
-  log_unknown: Array,
-  against: Array,
-  log_power: Array,
-  log_closed: Array,
-  inside: Array,
+  log_unknown: Array, against: Array, log_least: Array, inside: Array
 ) -> Array:
   """Log-odds log_unknown + against, [B], carried on where they end.
 
   Above LARGEST_LOG_ODDS they are the least t_i - log p_i, of which the
-  logarithm is at hand; where no class finds anything strange (cdf 0 for all)
-  the depth inside the tails, [B, K], ranks.
+  logarithm is at hand, `log_least`; where no class finds anything strange (cdf
+  0 for all) the depth inside the tails, `inside`, ranks.
   """
-  log_least = jnp.logaddexp(log_power, jnp.log(-log_closed)).min(axis=1)
   beyond = 1.0 + log_least - np.log(LARGEST_LOG_ODDS).astype(np.float32)
-  depth = 1.0 + jnp.log1p(jnp.maximum(inside.min(axis=1), 0.0))
+  depth = 1.0 + jnp.log1p(jnp.maximum(inside, 0.0))
   result = jnp.where(
     against < LARGEST_LOG_ODDS,
     log_unknown + against,
@@ -440,29 +453,51 @@ def _extend(
 
 def by_blocks(
   program: Callable[..., tuple[Array, ...]],
-  a: np.ndarray,
+  vector: Callable[[int, int], np.ndarray],
+  count: int,
   fitted: Any,
   num_classes: int,
 ) -> tuple[np.ndarray, ...]:
-  """Runs a program over [N, D] in blocks of one size, the last one padded.
+  """Runs a program over N rows in blocks of one size, the last one padded.
 
   Args:
-    program: of a block and `fitted`, gives arrays of a row for each of its.
-    a: [N, D].
-    fitted: arrays.
+    program: of a block [B, D] and `fitted`, gives arrays of B rows.
+    vector: from start and stop to the activation vectors of these rows, in
+      float32; what it raises for the first of the rows is raised.
+    count: N.
+    fitted: arrays, put on the device once.
     num_classes: of which the program makes a column each.
   """
-  widest = max(num_classes, a.shape[1])
-  rows = min(_ROWS, 1 << (max(_CELLS // widest, 8).bit_length() - 1))
-  parts = []
-  for start in range(0, max(len(a), 1), rows):
-    block = a[start : start + rows]
-    padding = rows - len(block)
-    parts.append(program(np.pad(block, ((0, padding), (0, 0))), fitted))
-  return tuple(
-    np.concatenate([np.asarray(x) for x in column])[: len(a)]
-    for column in zip(*parts, strict=True)
-  )
+  rows = _rows(max(num_classes, vector(0, 1).shape[1]))
+  fitted = jax.device_put(fitted)
+
+  def run(start: int) -> list[np.ndarray]:
+    block = vector(start, min(start + rows, count))
+    stop = len(block)
+    if stop < rows:
+      block = np.pad(block, ((0, rows - stop), (0, 0)))
+    return [np.asarray(x)[:stop] for x in program(block, fitted)]
+
+  first = run(0)
+  whole = tuple(np.empty((count, *x.shape[1:]), x.dtype) for x in first)
+
+  def fill(start: int, found: list[np.ndarray]) -> None:
+    for all_of_it, part in zip(whole, found, strict=True):
+      all_of_it[start : start + rows] = part
+
+  fill(0, first)
+  starts = range(rows, count, rows)
+  if starts:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+      # In order, so that of several errors the first is told.
+      deque(threads.map(lambda start: fill(start, run(start)), starts), 0)
+  return whole
+
+
+def _rows(widest: int) -> int:
+  """Of a block with so many columns, a power of two."""
+  rows = min(max(_GOOD_CELLS // widest, _FEWEST_ROWS), _MOST_ROWS)
+  return 1 << (min(rows, max(_MOST_CELLS // widest, 8)).bit_length() - 1)
 
 
 def _suitable(
@@ -486,13 +521,25 @@ def _suitable(
 def _float32(model: types.WeibullModel) -> _Fitted:
   center = model.mav.mean(axis=0).astype(np.float32)
   unit = (1.0 / model.feature_scale).astype(np.float32)
-  mav = (model.mav - center) * unit
+  # Row by row: of 20,000 classes, one more copy in float64 is gigabytes.
+  mav = np.empty(model.mav.shape, np.float32)
+  for row, mean in zip(mav, model.mav, strict=True):
+    row[:] = (mean - center) * unit
+  k, edges = len(mav), [mav.shape[1]]
+  if model.vector == 'evidence':
+    edges = [k, k + model.latent_width, mav.shape[1]]
+  square = np.stack(
+    [
+      np.einsum('kd,kd->k', part, part)
+      for part in np.split(mav, edges[:-1], axis=1)
+    ]
+  )
   weights = model.part_weight
   if not len(weights):
     weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
   arrays = (
     *(mav, model.shape, model.loc, model.scale, model.loc + model.scale),
-    *(model.part_mean.T, (weights / model.part_deviation).T),
+    *(square, model.part_mean.T, (weights / model.part_deviation).T),
   )
   return _Fitted(center, unit, *(x.astype(np.float32) for x in arrays))
 

@@ -77,6 +77,10 @@ class Features(NamedTuple):
   # [N] float32, mean squared error of each sample; empty where there is none
   reconstruction_error: np.ndarray = np.zeros(0, np.float32)
 
+  def rows(self, start: int, stop: int) -> 'Features':
+    """Those of some samples; `len` of a tuple is not N."""
+    return Features(*(x[start:stop] for x in self))
+
 
 class WeibullModel(NamedTuple):
   """A class mean and a Weibull on the largest distances to it, per class.

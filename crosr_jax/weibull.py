@@ -174,7 +174,7 @@ def _sliced(features: types.Features) -> Iterator[types.Features]:
   """Blocks of rows: what is computed of them in float64 stays small."""
   check_rows(features)
   for start in range(0, max(len(features.label), 1), _ROWS):
-    yield types.Features(*(x[start : start + _ROWS] for x in features))
+    yield features.rows(start, start + _ROWS)
 
 
 def _fit(
