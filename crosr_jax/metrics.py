@@ -4,13 +4,21 @@ N samples, K known classes. "Unknown" is the positive class of AUROC and AUPR;
 scikit-learn does the counting wherever it has the figure.
 """
 
+from typing import Any
+
 import numpy as np
-from sklearn import metrics as sk
 
 from crosr_jax import types
 
 # Images that are looked at together.
 _BLOCK = 1_000
+
+
+def _sk() -> Any:
+  """scikit-learn's metrics: a second to load, which predict has no use for."""
+  from sklearn import metrics
+
+  return metrics
 
 
 def openness(num_known: int, num_unknown: int) -> float:
@@ -20,12 +28,12 @@ def openness(num_known: int, num_unknown: int) -> float:
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
   """Area under the ROC curve of unknown scores [N], [M]; ties count half."""
-  return float(sk.roc_auc_score(*_joined(known, unknown)))
+  return float(_sk().roc_auc_score(*_joined(known, unknown)))
 
 
 def aupr(known: np.ndarray, unknown: np.ndarray) -> float:
   """Average precision of finding the unknown samples."""
-  return float(sk.average_precision_score(*_joined(known, unknown)))
+  return float(_sk().average_precision_score(*_joined(known, unknown)))
 
 
 def threshold_at_tpr(known: np.ndarray, tpr: float = 0.95) -> float:
@@ -92,7 +100,7 @@ def class_f1(
   prediction: np.ndarray, label: np.ndarray, num_classes: int
 ) -> np.ndarray:
   """F1 per class, [K+1], unknown last; 0 where it is undefined."""
-  return sk.f1_score(
+  return _sk().f1_score(
     label,
     prediction,
     labels=[*range(num_classes), types.UNKNOWN],
@@ -129,7 +137,9 @@ def macro_f1_half(probability: np.ndarray, label: np.ndarray) -> float:
   column = np.where(label == types.UNKNOWN, num_columns - 1, label)
   truth = column[:, None] == np.arange(num_columns)
   return float(
-    sk.f1_score(truth, probability >= 0.5, average='macro', zero_division=0.0)
+    _sk().f1_score(
+      truth, probability >= 0.5, average='macro', zero_division=0.0
+    )
   )
 
 
@@ -146,7 +156,7 @@ def confusion(
   prediction: np.ndarray, label: np.ndarray, num_classes: int
 ) -> np.ndarray:
   """Counts [K+1, K+1], rows = truth, unknown last in both."""
-  return sk.confusion_matrix(
+  return _sk().confusion_matrix(
     label, prediction, labels=[*range(num_classes), types.UNKNOWN]
   )
 

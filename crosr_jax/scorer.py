@@ -525,15 +525,11 @@ def _float32(model: types.WeibullModel) -> _Fitted:
   mav = np.empty(model.mav.shape, np.float32)
   for row, mean in zip(mav, model.mav, strict=True):
     row[:] = (mean - center) * unit
-  k, edges = len(mav), [mav.shape[1]]
+  k, edges = len(mav), []
   if model.vector == 'evidence':
-    edges = [k, k + model.latent_width, mav.shape[1]]
-  square = np.stack(
-    [
-      np.einsum('kd,kd->k', part, part)
-      for part in np.split(mav, edges[:-1], axis=1)
-    ]
-  )
+    edges = [k, k + model.latent_width]
+  parts = np.split(mav, edges, axis=1)
+  square = np.stack([np.einsum('kd,kd->k', x, x) for x in parts])
   weights = model.part_weight
   if not len(weights):
     weights = np.asarray(weibull.EVIDENCE_WEIGHTS)

@@ -4,6 +4,7 @@ The math elsewhere is written for one replica, with means over the axis
 layers.AXIS. State crosses this door without a device axis.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -122,27 +123,35 @@ def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
   return Engine(place, run, fetch)
 
 
-def _compiled(step: Any, devices: Sequence[jax.Device]) -> ReplicaStep:
-  """Compiles a jitted step at its first call, whose shapes are those of all.
+@functools.cache
+def compiler_options(platform: str) -> dict[str, str]:
+  """What XLA should be told when it compiles a net.
 
-  XLA takes convolutions on CPU from one of two libraries. The one it prefers
-  computes the gradient of a kernel on one core.
+  It takes convolutions on CPU from one of two libraries. The one it prefers
+  computes the gradient of a kernel on one core, and most nets slower.
   """
-  if devices[0].platform != 'cpu':
-    return step
+  if platform != 'cpu':
+    return {}
+  try:
+    jax.jit(lambda: 0.0, compiler_options=_ON_ALL_CORES)()
+  except jax.errors.JaxRuntimeError as error:
+    if 'No such compile option' not in str(error):
+      raise
+    # Of a version that has no such library.
+    return {}
+  return _ON_ALL_CORES
+
+
+def _compiled(step: Any, devices: Sequence[jax.Device]) -> ReplicaStep:
+  """Compiles a jitted step at its first call, whose shapes are those of all."""
+  options = compiler_options(devices[0].platform)
   program = None
 
   def run(state: Any, batch: Any) -> tuple[Any, Any]:
     nonlocal program
     if program is None:
       lowered = step.lower(state, batch)
-      try:
-        program = lowered.compile(compiler_options=_ON_ALL_CORES)
-      except jax.errors.JaxRuntimeError as error:
-        if 'No such compile option' not in str(error):
-          raise
-        # Of a version that has no such library.
-        program = lowered.compile()
+      program = lowered.compile(compiler_options=options)
     return program(state, batch)
 
   return run
@@ -155,7 +164,12 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
   """
   mesh = _mesh(jax.local_devices())
   rows, whole = NamedSharding(mesh, P(layers.AXIS)), NamedSharding(mesh, P())
-  return jax.jit(fn, in_shardings=(whole, rows), out_shardings=rows)
+  return jax.jit(
+    fn,
+    in_shardings=(whole, rows),
+    out_shardings=rows,
+    compiler_options=compiler_options(jax.default_backend()),
+  )
 
 
 def replicate(tree: Any) -> Any:

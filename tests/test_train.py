@@ -251,35 +251,33 @@ def test_the_state_that_is_handed_in_stays(parallel):
     np.testing.assert_array_equal(engine.fetch(placed), np.arange(6.0) + 3)
 
 
-def test_both_libraries_of_convolutions_train_alike(monkeypatch):
+@pytest.fixture
+def options(monkeypatch):
+  """Sets what XLA is told."""
+
+  def change(value):
+    monkeypatch.setattr(sharding, '_ON_ALL_CORES', value)
+    sharding.compiler_options.cache_clear()
+
+  yield change
+  sharding.compiler_options.cache_clear()
+
+
+def test_both_libraries_of_convolutions_train_alike(options):
   losses, _ = _steps(_net(), 1, 'pmap', 3)
-  monkeypatch.setattr(sharding, '_ON_ALL_CORES', {})
+  options({})
   other, _ = _steps(_net(), 1, 'pmap', 3)
   np.testing.assert_allclose(losses, other, rtol=1e-5)
 
 
-class _Program:
-  """A jitted step of a version of XLA that refuses an option, or fails."""
-
-  def __init__(self, refusal):
-    self._refusal = refusal
-
-  def lower(self, *_):
-    return self
-
-  def compile(self, compiler_options=None):
-    if compiler_options:
-      raise jax.errors.JaxRuntimeError(self._refusal)
-    return lambda state, batch: (state, batch)
-
-
-def test_an_option_that_this_version_lacks_is_left_out():
-  refusal = "INVALID_ARGUMENT: No such compile option: 'x'"
-  step = sharding._compiled(_Program(refusal), jax.devices())
-  assert step(1, 2) == (1, 2)
-  step = sharding._compiled(_Program('out of memory'), jax.devices())
-  with pytest.raises(jax.errors.JaxRuntimeError, match='out of memory'):
-    step(1, 2)
+def test_an_option_that_this_version_lacks_is_left_out(options):
+  options({'xla_no_such_option': 'x'})
+  assert sharding.compiler_options('cpu') == {}
+  assert sharding.compiler_options('gpu') == {}
+  # An option that is there, with a value that it cannot have.
+  options({'xla_cpu_parallel_codegen_split_count': 'many'})
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    sharding.compiler_options('cpu')
 
 
 @pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
