@@ -38,7 +38,9 @@ _POOLED_SAMPLES = 20
 # Errors below it are taken as equal to it before the logarithm.
 SMALLEST_ERROR = 1e-12
 
-_ROWS = 16_384
+# Numbers of a piece of a block that are looked at together: what is computed of
+# them in float64 stays in the processor's cache.
+_CELLS = 1 << 17
 
 Blocks = Callable[[], Iterable[types.Features]]
 _Correct = Iterable[tuple[np.ndarray, np.ndarray, tuple[int, int]]]
@@ -171,10 +173,21 @@ def fit_shares(
 
 
 def _sliced(features: types.Features) -> Iterator[types.Features]:
-  """Blocks of rows: what is computed of them in float64 stays small."""
+  """As one block."""
   check_rows(features)
-  for start in range(0, max(len(features.label), 1), _ROWS):
-    yield features.rows(start, start + _ROWS)
+  yield features
+
+
+def _pieces(features: types.Features) -> Iterator[types.Features]:
+  """A block by class, in pieces of about _CELLS numbers."""
+  num_classes = np.shape(features.logits)[1]
+  rows = max(_CELLS // (num_classes + np.shape(features.latent)[1]), 1)
+  order = np.argsort(features.label, kind='stable')
+  for start in range(0, len(order), rows):
+    chosen = order[start : start + rows]
+    yield types.Features(
+      *(x[chosen] if len(x) else x for x in map(np.asarray, features))
+    )
 
 
 def _fit(
@@ -400,8 +413,8 @@ class _Space(NamedTuple):
     for a, label, _ in correct:
       parts = self._parts(a, label)
       count += np.bincount(label, minlength=num_classes)
-      total += _sum_by_class(label, parts, num_classes)
-      square += _sum_by_class(label, np.square(parts), num_classes)
+      _add_by_class(total, label, parts)
+      _add_by_class(square, label, np.square(parts))
     mean = total / count[:, None]
     spread = square - count[:, None] * np.square(mean)
     pooled = spread.sum(axis=0) / count.sum()
@@ -441,11 +454,22 @@ class _Tails:
     self._label = np.zeros(0, np.int64)
     self._distance = np.zeros(0)
     self._floor = np.full(len(size), -np.inf)  # below: cannot enter the tail
+    self._new: list[tuple[np.ndarray, np.ndarray]] = []
+    self._num_new = 0
 
   def add(self, label: np.ndarray, distance: np.ndarray) -> None:
     new = distance > self._floor[label]
-    label = np.append(self._label, label[new])
-    distance = np.append(self._distance, distance[new])
+    self._new.append((label[new], distance[new]))
+    self._num_new += len(self._new[-1][0])
+    # Merging costs as much as there is, so not for a few.
+    if self._num_new > len(self._label) + len(self._size):
+      self._merge()
+
+  def _merge(self) -> None:
+    labels, distances = zip(*self._new, strict=True)
+    label = np.concatenate([self._label, *labels])
+    distance = np.concatenate([self._distance, *distances])
+    self._new, self._num_new = [], 0
     order = np.lexsort((-distance, label))
     label, distance = label[order], distance[order]
     start = np.searchsorted(label, np.arange(len(self._size)))
@@ -457,6 +481,8 @@ class _Tails:
 
   def padded(self, size: np.ndarray) -> np.ndarray:
     """The size[k] largest, [K, t], each row filled up with NaN."""
+    if self._new:
+      self._merge()
     column = np.concatenate([np.arange(n) for n in self._size])
     within = column < size[self._label]
     tail = np.full((len(size), size.max()), np.nan)
@@ -481,25 +507,27 @@ def _largest(rows: Any, size: np.ndarray) -> np.ndarray:
 
 
 def _correct(blocks: Blocks, vector: str) -> _Correct:
-  """Vectors and labels of the correctly classified, by block; K and L."""
+  """Vectors and labels of the correctly classified, by piece; K and L."""
   before = None
   for features in blocks():
     _check_features(features)
-    label = np.asarray(features.label)
-    if not len(label):
-      continue
-    logits = np.asarray(features.logits)
-    right = np.argmax(logits, axis=1) == label
-    a = activation_vector(features, vector)
-    _check_finite(a, 'features')
-    sizes = logits.shape[1], np.shape(features.latent)[1]
-    if before not in (None, (*sizes, a.shape[1])):
-      raise types.UsageError(
-        'blocks of features differ: classes, latent width and vector width '
-        f'were {before} and are {(*sizes, a.shape[1])}'
-      )
-    before = (*sizes, a.shape[1])
-    yield a[right], label[right].astype(np.int64), sizes
+    for piece in _pieces(features):
+      label, logits = np.asarray(piece.label), np.asarray(piece.logits)
+      right = np.argmax(logits, axis=1) == label
+      a = activation_vector(piece, vector)
+      # A sum is finite only if every term is; the costly look is for the rest.
+      if not np.isfinite(a.sum()):
+        _check_finite(a, 'features')
+      sizes = logits.shape[1], np.shape(piece.latent)[1]
+      if before not in (None, (*sizes, a.shape[1])):
+        raise types.UsageError(
+          'blocks of features differ: classes, latent width and vector width '
+          f'were {before} and are {(*sizes, a.shape[1])}'
+        )
+      before = (*sizes, a.shape[1])
+      if not right.all():
+        a, label = a[right], label[right]
+      yield a, label.astype(np.int64), sizes
 
 
 def _class_means(
@@ -516,7 +544,7 @@ def _class_means(
       count = np.zeros(num_classes, np.int64)
       total = np.zeros((num_classes, a.shape[1]))
     count += np.bincount(label, minlength=num_classes)
-    total += _sum_by_class(label, a - shift, num_classes)
+    _add_by_class(total, label, a - shift)
   if not len(count):
     raise types.UserError('no features to fit on: there is no sample')
   return count, shift + total / np.maximum(count, 1)[:, None], width
@@ -538,15 +566,12 @@ def _counts(
   return count
 
 
-def _sum_by_class(
-  label: np.ndarray, a: np.ndarray, num_classes: int
-) -> np.ndarray:
-  order = np.argsort(label, kind='stable')
-  present, start = np.unique(label[order], return_index=True)
-  total = np.zeros((num_classes, a.shape[1]))
-  if len(present):
-    total[present] = np.add.reduceat(a[order], start, axis=0)
-  return total
+def _add_by_class(total: np.ndarray, label: np.ndarray, a: np.ndarray) -> None:
+  """Adds rows of a [N, D], by class, to those of their classes in total."""
+  if not len(label):
+    return
+  start = np.flatnonzero(np.diff(label, prepend=-1))
+  total[label[start]] += np.add.reduceat(a, start, axis=0)
 
 
 def _feature_scale(
