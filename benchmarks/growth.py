@@ -2,10 +2,10 @@
 
   python benchmarks/growth.py --picture=growth.png
 
-From N = 4,000, K = 100, D = 200 one of them grows at a time. Each point is the
-median of the rounds, and the peak of memory that it took beside its features
-(tracemalloc: what NumPy holds, not XLA). The table has the slope of the last
-doublings on log axes: 1 is a straight line through the origin.
+From N = 16,000, K = 100, D = 1,000 one of them grows at a time. Each point is
+the median of the rounds, and the peak of memory that it took beside its
+features (tracemalloc: what NumPy holds, not XLA). The table has the slope of
+the last doublings on log axes: 1 is a straight line through the origin.
 """
 
 import pathlib
@@ -19,11 +19,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from crosr_jax import scorer, types, weibull
 
-_BASE = {'N': 4000, 'K': 100, 'D': 200}
+_BASE = {'N': 16_000, 'K': 100, 'D': 1000}
 _STEPS = {
-  'N': (4000, 8000, 16_000, 32_000, 64_000, 128_000),
+  'N': (4000, 8000, 16_000, 32_000, 64_000),
   'K': (50, 100, 200, 400, 800),
-  'D': (200, 400, 800, 1600, 3200),
+  'D': (250, 500, 1000, 2000, 4000),
 }
 _QUANTITIES = ('fit, s', 'score, s', 'fit, MiB', 'score, MiB')
 
@@ -96,8 +96,10 @@ def _draw(curves, slopes, path) -> None:
           marker=marker,
           label=f'{name}, slope {slopes[axis][key]:.2f}',
         )
+      panel.set_xticks(_STEPS[axis], [f'{x:,}' for x in _STEPS[axis]])
+      panel.minorticks_off()
       panel.set_xlabel(axis)
-      panel.grid(alpha=0.3, which='both')
+      panel.grid(alpha=0.3)
       panel.legend(frameon=False)
     axes[0, column].set_title(f'{axis} grows')
   axes[0, 0].set_ylabel('seconds')

@@ -464,3 +464,25 @@ def test_plain_lines_without_a_terminal(tmp_path, caplog):
 def test_bad_fields(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     _fit(tmp_path, **changes)
+
+
+def test_nothing_is_compiled_after_the_first_round(tmp_path):
+  """Twice as many steps, logs and checkpoints compile no program more."""
+
+  def compiled(num_steps):
+    events = []
+
+    def listen(event, seconds, **_):
+      del seconds
+      if event == '/jax/core/compile/backend_compile_duration':
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+      _fit(tmp_path / str(num_steps), num_steps=num_steps)
+    finally:
+      jax.monitoring.unregister_event_duration_listener(listen)
+    return len(events)
+
+  compiled(3)
+  assert compiled(6) == compiled(12) > 0
