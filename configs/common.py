@@ -86,6 +86,9 @@ def get_config() -> ConfigDict:
   # Side of the centre crop, resized, that is all a net sees of an image when it
   # is not in training; 0 = the whole image. For nets trained with train.crop.
   config.model.eval_crop = 0
+  # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
+  # keeps parameters, losses and statistics in float32.
+  config.model.dtype = 'float32'
 
   config.train = ConfigDict()
   # Steps of the whole training; schedules stretch to it.

@@ -48,6 +48,7 @@ import optax
 from crosr_jax import (
   files,
   loop,
+  models,
   optimizer,
   progress,
   sharding,
@@ -682,4 +683,5 @@ def _outputs(
   model: dhrnet.DHRNet, variables: dict[str, Any], image: Array
 ) -> types.Outputs:
   """In evaluation mode; apply's own type covers calls that also mutate."""
+  variables = models.for_compute(model, variables)
   return model.apply(variables, image)  # type: ignore[return-value]

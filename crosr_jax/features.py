@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from crosr_jax import sharding, types
+from crosr_jax import models, sharding, types
 from crosr_jax.data import batches
 from crosr_jax.models import dhrnet
 
@@ -139,4 +139,5 @@ def _apply(
   model: dhrnet.DHRNet, variables: Variables, image: Any
 ) -> types.Outputs:
   """In evaluation mode; apply's own type covers calls that also mutate."""
+  variables = models.for_compute(model, variables)
   return model.apply(variables, image)  # type: ignore[return-value]

@@ -74,8 +74,9 @@ def loss_fn(
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
   """
+  variables = {'params': params, 'batch_stats': batch_stats}
   outputs, updated = model.apply(
-    {'params': params, 'batch_stats': batch_stats},
+    models.for_compute(model, variables),
     batch.image,
     keys,
     train=True,

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from crosr_jax import models, train, types
@@ -192,3 +193,71 @@ def test_identity_laterals_have_no_rows():
   assert [row.name for row in rows if row.kind == 'lateral'] == []
   decoder = sum(row.parameters for row in rows if row.kind == 'decoder')
   assert decoder == sum(4 * a * b + b for a, b in ((16, 8), (8, 4), (4, 3)))
+
+
+def _operands(jaxpr, name):
+  """Types of what an operation is given, wherever it is called below."""
+  found = []
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == name:
+      found += [x.aval.dtype for x in equation.invars]
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      found += _operands(inner, name)
+  return found
+
+
+@pytest.mark.parametrize('name', ['densenet', 'wide_resnet', 'fast', 'digits'])
+def test_bfloat16(name):
+  parts = {
+    **_SHALLOW,
+    'fast': backbones.fast.fast_cnn(5, 4, 0.25, 0.5),
+    'digits': backbones.digits_cnn(5, 4, 0.25, 0.5),
+  }[name]
+  full, half = (_around(parts).clone(dtype=x) for x in dhrnet.DTYPES)
+  image = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+  variables = models.init(half, image, jax.random.key(0))
+  for x in jax.tree.leaves(variables):
+    assert x.dtype == jnp.float32
+
+  def run(net, variables):
+    return net.apply(models.for_compute(net, variables), image)
+
+  found, expected = run(half, variables), run(full, variables)
+  # Eight bits of a number, through some layers.
+  for one, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    assert one.dtype == jnp.float32
+    away = jnp.linalg.norm(one - other) / jnp.linalg.norm(other)
+    assert 0 < away < 0.05
+  jaxpr = jax.make_jaxpr(lambda v: run(half, v))(variables).jaxpr
+  for operation in ('conv_general_dilated', 'dot_general'):
+    assert set(_operands(jaxpr, operation)) == {jnp.dtype('bfloat16')}
+  batch = types.Batch(image, np.arange(8, dtype=np.int32) % 5, np.ones(8, bool))
+
+  def loss(params, net):
+    step = jax.vmap(
+      lambda _: train.loss_fn(
+        params,
+        variables['batch_stats'],
+        net,
+        batch,
+        jax.random.split(jax.random.key(1), 8),
+        1.0,
+        0.0,
+      )[0],
+      axis_name='batch',
+    )
+    return step(jnp.zeros(1))[0]
+
+  gradient = jax.eval_shape(
+    lambda p: jax.grad(loss)(p, half), variables['params']
+  )
+  assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype('float32')}
+  if name == 'digits':
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    value, gradient = run(variables['params'], half)
+    expected, other = run(variables['params'], full)
+    assert float(value) == pytest.approx(float(expected), rel=0.03)
+    away = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, other))
+    assert 0 < away < 0.05 * optax.tree.norm(other)

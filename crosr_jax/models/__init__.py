@@ -32,6 +32,7 @@ def build(
   pool: str = 'max',
   last: str = 'linear',
   eval_crop: int = 0,
+  dtype: str = 'float32',
 ) -> dhrnet.DHRNet:
   """The net, without parameters.
 
@@ -51,6 +52,8 @@ def build(
     last: 'linear' or 'relu' end of the reconstruction.
     eval_crop: side of the centre crop that is seen, resized to the full size,
       where the net is not in training; 0 = the whole image.
+    dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
+      statistics and outputs are float32.
 
   Raises:
     ValueError: for a value that cannot be used; names it and the choices.
@@ -64,6 +67,7 @@ def build(
   types.check_choice('model.latent', latent, dhrnet.LATENTS)
   types.check_choice('model.pool', pool, dhrnet.POOLS)
   types.check_choice('model.last', last, dhrnet.LAST)
+  types.check_choice('model.dtype', dtype, dhrnet.DTYPES)
   for name, value in (('width', width), ('latent_width', latent_width)):
     if value < 1:
       raise types.UsageError(f'model.{name} must be at least 1, got {value}')
@@ -88,7 +92,27 @@ def build(
     pool=pool,
     last=last,
     eval_crop=eval_crop,
+    dtype=dtype,
   )
+
+
+def for_compute(
+  model: dhrnet.DHRNet, variables: dict[str, Any]
+) -> dict[str, Any]:
+  """Variables as the net computes with them, parameters in its dtype.
+
+  Those of norms stay in float32, and what trains is always float32: the cast is
+  a part of the function whose gradient is taken.
+  """
+  if model.dtype == 'float32':
+    return variables
+
+  def cast(path: Any, x: jax.Array) -> jax.Array:
+    is_norm = any('BatchNorm' in str(key) for key in path)
+    return x if is_norm else x.astype(model.dtype)
+
+  params = jax.tree_util.tree_map_with_path(cast, variables['params'])
+  return {**variables, 'params': params}
 
 
 def init(
@@ -106,6 +130,8 @@ def init(
   if jax.default_backend() == 'cpu':
     # It runs once: optimised, it compiles for 9 s instead of 1.
     options = {'xla_backend_optimization_level': 0}
+  # Parameters are float32, and so is what whitens.
+  model = model.clone(dtype='float32')
   variables = jax.jit(model.init, compiler_options=options)(key, image)
   return {'batch_stats': {}, **variables}
 

@@ -41,12 +41,13 @@ class Transition(nn.Module):
     channels = x.shape[-1]
     x = nn.relu(layers.Norm()(x, train))
     x = layers.conv(channels, 1, use_bias=False)(x)
-    return nn.avg_pool(
-      layers.Dropout(self.dropout)(x, keys),
+    y = nn.avg_pool(
+      layers.Dropout(self.dropout)(x, keys).astype(jnp.float32),
       *((2, 2), (2, 2)),
       padding='SAME',
       count_include_pad=False,
     )
+    return y.astype(x.dtype)
 
 
 class DenseBlock(nn.Module):

@@ -20,6 +20,7 @@ LATERALS = ('bottleneck', 'identity', 'none')
 LATENTS = ('z', 'hr')
 POOLS = ('max', 'mean')
 LAST = ('linear', 'relu')
+DTYPES = ('float32', 'bfloat16')
 
 
 class DHRNet(nn.Module):
@@ -35,6 +36,7 @@ class DHRNet(nn.Module):
   pool: str = 'max'
   last: str = 'linear'  # 'relu': the authors'; cannot reach negative values
   eval_crop: int = 0  # side of the centre crop seen in evaluation; 0 = all
+  dtype: str = 'float32'  # that is computed in, see models.for_compute
 
   @nn.compact
   def __call__(
@@ -51,10 +53,10 @@ class DHRNet(nn.Module):
       logits [B, K]; latents, deepest block first, each [B, D_l]; the
       reconstruction [B, H, W, C] of the view, in standardised units.
     """
-    maps = [self.standardise(image, train)]
+    maps = [self.standardise(image, train).astype(self.dtype)]
     for block in self.blocks:
       maps.append(block(maps[-1], keys, train))
-    logits = self.head(maps[-1], keys, train)
+    logits = self.head(maps[-1], keys, train).astype(jnp.float32)
     if self.lateral == 'none':
       # Of a net that reconstructs nothing: the control of what codes are worth.
       pooled = tuple(self._pool(x) for x in reversed(maps[1:]))
@@ -66,7 +68,9 @@ class DHRNet(nn.Module):
       if level + 1 < len(self.blocks):
         back = reconstruction + back
       reconstruction = self._decode(back, maps[level], level)
-    return types.Outputs(logits, tuple(latents), reconstruction)
+    return types.Outputs(
+      logits, tuple(latents), reconstruction.astype(jnp.float32)
+    )
 
   def standardise(self, image: Array, train: bool = False) -> Array:
     """What the reconstruction is compared with; [B, H, W, C]."""
@@ -124,5 +128,6 @@ class DHRNet(nn.Module):
     return nn.relu(x) if level > 0 or self.last == 'relu' else x
 
   def _pool(self, x: Array) -> Array:
-    """[B, H, W, D_l] -> [B, D_l]."""
+    """[B, H, W, D_l] -> [B, D_l], float32."""
+    x = x.astype(jnp.float32)
     return x.max(axis=(1, 2)) if self.pool == 'max' else x.mean(axis=(1, 2))

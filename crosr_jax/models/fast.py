@@ -31,6 +31,7 @@ class Whitening(nn.Module):
   def __call__(self, x: Array) -> Array:
     """[B, H, W, C] -> [B, H, W, 8 C]."""
     kernel = self.variable('batch_stats', 'kernel', _whitening, x).value
+    kernel = kernel.astype(x.dtype)
     y = jax.lax.conv_general_dilated(
       x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
@@ -39,6 +40,7 @@ class Whitening(nn.Module):
 
 def _whitening(x: Array) -> Array:
   """Principal axes of the 2x2 patches of [B, H, W, C], [2, 2, C, 8 C]."""
+  x = x.astype(jnp.float32)
   channels = x.shape[-1]
   patches = jnp.concatenate(
     [x[:, i : x.shape[1] - 1 + i, j : x.shape[2] - 1 + j]

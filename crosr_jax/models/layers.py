@@ -161,6 +161,8 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     """[B, H, W, C]; in training inside a replica step, see train.py."""
-    return nn.BatchNorm(
+    # Statistics are float32, whatever the net computes in.
+    y = nn.BatchNorm(
       use_running_average=not train, momentum=0.9, axis_name=AXIS
-    )(x)
+    )(x.astype(jnp.float32))
+    return y.astype(x.dtype)
