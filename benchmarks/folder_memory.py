@@ -62,25 +62,14 @@ def _measure(count: int, folder: pathlib.Path) -> dict[str, float]:
   # which is the largest of all of them, so each job has a parent of its own.
   pid = os.fork()
   if not pid:
-    done = subprocess.run(
-      [
-        *_JOB,
-        f'--config.data.train_dir={folder / "images"}',
-        f'--data_dir={folder / "data"}',
-        f'--workdir={folder / "run"}',
-      ],
-      cwd=ROOT,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-    )
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    if done.returncode:
-      sys.stderr.write(done.stderr.decode()[-2000:])
-      peak = 0
-    os.write(write, str(peak).encode())
-    os._exit(0)
+    try:
+      os.write(write, str(_peak(folder)).encode())
+    finally:
+      os._exit(0)
+  os.close(write)
   os.waitpid(pid, 0)
-  peak = int(os.read(read, 100))
+  with open(read) as answer:
+    peak = int(answer.read() or 0)
   if not peak:
     sys.exit('the job failed')
   return {
@@ -89,6 +78,25 @@ def _measure(count: int, folder: pathlib.Path) -> dict[str, float]:
     'paths_mib': (sys.getsizeof(paths) + sum(map(sys.getsizeof, paths)))
     / 2**20,
   }
+
+
+def _peak(folder: pathlib.Path) -> int:
+  """Of the job, in KiB; 0 where it fails."""
+  done = subprocess.run(
+    [
+      *_JOB,
+      f'--config.data.train_dir={folder / "images"}',
+      f'--data_dir={folder / "data"}',
+      f'--workdir={folder / "run"}',
+    ],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+  )
+  if done.returncode:
+    sys.stderr.write(done.stderr.decode()[-2000:])
+    return 0
+  return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 def _make(count: int, folder: pathlib.Path):

@@ -3,7 +3,8 @@
   python benchmarks/inference.py --nets=mnist,fast
 
 uint8 images in, probabilities and unknown scores out, batch 1, 64 and 1,024.
-Ours is what `export` writes. PyTorch runs the same net, eager and compiled,
+Ours is what `export` puts into a file, before it is a file, compiled as the
+project compiles its nets. PyTorch runs the same net, eager and compiled,
 inference mode, and CROSR's formula in NumPy on what it gives, with the same
 Weibulls.
 """
@@ -56,7 +57,7 @@ def _fitted(name: str) -> types.WeibullModel:
     0, 256, (400, *train_step.NETS[name][2]), np.uint8
   )
   found = features.extract(net, variables, image, np.zeros(400, np.int32))
-  # An untrained net: what it says most often is taken for right.
+  # Nothing is trained here: logits as a trained net would have them.
   label = np.arange(400, dtype=np.int32) % 10
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(400, 10)) + 9 * np.eye(10)[label]

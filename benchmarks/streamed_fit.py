@@ -36,6 +36,8 @@ def main() -> None:
   if arguments.case:
     print(json.dumps(_one(arguments.case, int(arguments.rows))))
     return
+  if any(int(x) % _BLOCK for x in arguments.rows.split(',')):
+    parser.error(f'--rows must be multiples of {_BLOCK:,}')
   found, tables = [], {}
   for rows in map(int, arguments.rows.split(',')):
     for case in ('two passes', *TAILS):

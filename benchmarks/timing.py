@@ -30,7 +30,9 @@ def parser(about: str) -> argparse.ArgumentParser:
   made = argparse.ArgumentParser(
     description=about, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  made.add_argument('--repeats', type=int, default=7, help='rounds, at least 7')
+  made.add_argument(
+    '--repeats', type=int, default=7, help='rounds; figures to be told need 7'
+  )
   made.add_argument('--output', default='', help='JSON file for the figures')
   return made
 
@@ -50,7 +52,7 @@ def interleaved(
   seconds: dict[str, list[float]] = {name: [] for name in cases}
   names = list(cases)
   for i in range(repeats):
-    # Each is the first, the second, .. of a round equally often.
+    # Each is the first, the second, .. of a round in turn.
     for name in names[i % len(names) :] + names[: i % len(names)]:
       start = time.perf_counter()
       cases[name]()

@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from crosr_jax import models, optimizer, sharding, train, types
 
-# Backbone, width, shape of an image, dropout, batch size.
+# Backbone, width, shape of an image, both dropout rates, batch size.
 NETS = {
   'mnist': ('mnist_cnn', 100, (28, 28, 1), 0.25, 0.5, 128),
   'vgg': ('vgg', 64, (32, 32, 3), 0.25, 0.5, 128),

@@ -2,12 +2,13 @@
 
   python -m crosr_jax.add_class --workdir=runs/photos --name=cup cups/
 
-Arguments are image files, folders, patterns and '-', as for predict; ten images
-are the least, fifty are better. The net stays as it is: the class gets a mean
-and a tail, and is named where the known classes reject an image that lies
-inside its tail. What was answered with a known class stays as it was. predict,
-demo and export know the class from then on; the report and evaluate tell of
-the trained classes alone. To take it back, delete added.npz in the workdir.
+Arguments are image files, folders, patterns and '-', as for predict; what
+cannot be read is named and left out. Ten different images are the least, fifty
+are better. The net stays as it is: the class gets a mean and a tail, and is
+named where the known classes reject an image that lies inside its tail. What
+was answered with a known class stays as it was. predict, demo and export know
+the class from then on; the report and evaluate tell of the trained classes
+alone. To take it back, delete added.npz in the workdir.
 """
 
 import logging
@@ -31,13 +32,15 @@ def main(arguments: list[str]) -> None:
   from crosr_jax import openset
 
   model = openset.load(workdir)
+  model.check_name(_NAME.value)
   image, faults = images.read_all(paths, model.image_shape)
   for i, fault in faults.items():
     logging.warning('%s is left out: %s', paths[i], fault)
-  before = model(image).prediction
-  model = model.with_class(_NAME.value, image)
+  found = model.features(image)
+  before = model.score(found).prediction
+  model = model.with_class(_NAME.value, found)
   model.save_added(workdir)
-  after = model(image).prediction
+  after = model.score(found).prediction
   known = (before != types.UNKNOWN).sum()
   named_so = (after == len(model.class_names) - 1).sum()
   print(

@@ -26,6 +26,7 @@ Array = jax.Array
 SMALLEST_CLASS = 10
 _TAIL_SHARE = 0.05
 _SMALLEST_NORM = 1e-12
+_LEAST_LIMIT = 1e-6
 _ALIKE = 1e-6  # of directions, in which float32 has few digits more
 
 
@@ -39,7 +40,9 @@ class Extension(NamedTuple):
   shape: np.ndarray  # [M] of the Weibulls, as types.WeibullModel has them
   loc: np.ndarray  # [M]
   scale: np.ndarray  # [M]
-  limit: np.ndarray  # [M] CDF up to which a sample is taken as of the class
+  share: np.ndarray  # [M] of the samples of the class that made its tail
+  # [M] CDF up to which a sample is taken as of the class
+  limit: np.ndarray
 
 
 def add(
@@ -71,11 +74,13 @@ def add(
   """
   choice.check_reject_known(reject_known)
   weibull.check_rows(features)
+  # A duplicate tells nothing about how far samples of the class lie apart.
+  features = _distinct(features)
   count = len(features.label)
   if count < SMALLEST_CLASS:
     raise types.UserError(
-      f'{name}: {count} samples, at least {SMALLEST_CLASS} are needed for the '
-      'tail of a class'
+      f'{name}: {count} different samples, at least {SMALLEST_CLASS} are '
+      'needed for the tail of a class'
     )
   if fitted.vector not in ('joint', 'evidence'):
     raise types.UsageError(
@@ -87,28 +92,41 @@ def add(
     width = len(fitted.mav) + fitted.latent_width
   center = fitted.mav.mean(axis=0)[:width]
   unit = fitted.feature_scale[:width]
-  direction = _directions(
-    np, _vector(features, center).astype(float), center, unit
-  )
+  a = _vector(features, center, len(fitted.mav)).astype(np.float64)
+  direction = _directions(np, a, center, unit)
   mav = direction.mean(axis=0, keepdims=True)
   away = np.linalg.norm(direction - mav, axis=1) * count / (count - 1)
-  if away.max() < _ALIKE:
-    raise types.UserError(
-      f'{name}: the {count} samples are all alike; a tail needs different ones'
-    )
   share = max(_TAIL_SHARE, 2.0 * reject_known)
   tail = max(weibull.SMALLEST_SHARED_TAIL, int(np.ceil(share * count)))
   tail = min(tail, count)
+  if np.ptp(np.sort(away)[-tail:]) < _ALIKE:
+    raise types.UserError(
+      f'{name}: the {tail} farthest of its {count} samples are alike; leave '
+      'duplicates out and add different ones'
+    )
   shape, loc, scale = weibull.fit_tails(away[None], tail_size=tail)
-  limit = np.array([1.0 - reject_known * count / tail])
-  new = Extension((name,), center, unit, mav, shape, loc, scale, limit)
+  new = Extension(
+    *((name,), center, unit, mav, shape, loc, scale),
+    share=np.array([tail / count]),
+    limit=np.zeros(1),
+  )
+  new = rejecting(new, reject_known)
   if before is None:
     return new
-  rows = ('mav', 'shape', 'loc', 'scale', 'limit')
+  rows = ('mav', 'shape', 'loc', 'scale', 'share', 'limit')
   return new._replace(
     class_names=before.class_names + new.class_names,
     **{x: np.concatenate([getattr(before, x), getattr(new, x)]) for x in rows},
   )
+
+
+def rejecting(added: Extension, reject_known: float) -> Extension:
+  """The same with limits that reject this share of each class.
+
+  A share above that of the tail has its limit at the tail's beginning.
+  """
+  limit = np.maximum(1.0 - reject_known / added.share, _LEAST_LIMIT)
+  return added._replace(limit=limit)
 
 
 def score(
@@ -130,14 +148,14 @@ def score(
   Raises:
     UserError: where the features are not of the model's net, or not finite.
   """
+  num_classes = scores.probability.shape[1] - 1
+
+  def vector(start: int, stop: int) -> np.ndarray:
+    rows = features.rows(start, stop)
+    return _vector(rows, added.center, num_classes, start)
+
   found = scorer.by_blocks(
-    _nearest,
-    lambda start, stop: _vector(
-      features.rows(start, stop), added.center, start
-    ),
-    len(features.label),
-    _arrays(added),
-    len(added.limit),
+    _nearest, vector, len(features.label), _arrays(added), len(added.limit)
   )
   return types.Scores(*_together(np, *scores, found))
 
@@ -161,22 +179,34 @@ def traced(
 
 
 def _vector(
-  features: types.Features, center: np.ndarray, start: int = 0
+  features: types.Features, center: np.ndarray, num_classes: int, start: int = 0
 ) -> np.ndarray:
   """Activation vectors of the net that `center`, [D], is of, [N, D] float32.
 
   `start` is the first row's number.
   """
   a = weibull.activation_vector(features, 'joint', np.float32)
-  if a.shape[1] != len(center):
+  sizes = np.shape(features.logits)[1], a.shape[1]
+  if sizes != (num_classes, len(center)):
     raise types.UsageError(
-      f'the model knows logits and latents of width {len(center)} together, '
-      f'the features have {a.shape[1]}'
+      f'the model knows {num_classes} classes, and logits and latents of width '
+      f'{len(center)} together; the features have {sizes[0]} and {sizes[1]}'
     )
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
     raise types.UserError(f'features of sample {start + row} are not finite')
   return a
+
+
+def _distinct(features: types.Features) -> types.Features:
+  """Without samples whose logits are those of one before.
+
+  To four decimals: the place in a batch may change the last bit.
+  """
+  rounded = np.round(features.logits, 4)
+  _, first = np.unique(rounded, axis=0, return_index=True)
+  first = np.sort(first)
+  return types.Features(*(x[first] if len(x) else x for x in features))
 
 
 def _directions(xp: Any, a: Any, center: Any, unit: Any) -> Any:

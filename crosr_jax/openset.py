@@ -45,6 +45,7 @@ class OpenSetModel:
   held_out: np.ndarray  # [n] unknown scores of known samples, for thresholds
   reject_known: float = 0.02  # share of known samples that may be rejected
   added: extension.Extension | None = None  # classes that came after training
+  fitted_sha256: str = ''  # of the file that `fitted` is of
 
   def __call__(self, image: np.ndarray) -> types.Scores:
     """Scores [N, H, W, C] uint8 images; `prediction` follows the decision.
@@ -112,7 +113,9 @@ class OpenSetModel:
     is_added = scores.prediction >= found.logits.shape[1]
     return np.where(is_added, scores.prediction, closed)
 
-  def with_class(self, name: str, image: np.ndarray) -> 'OpenSetModel':
+  def with_class(
+    self, name: str, image: np.ndarray | types.Features
+  ) -> 'OpenSetModel':
     """The same with a class more, of which there are a few images.
 
     The net stays as it is: the class gets a mean and a tail, and names what
@@ -120,25 +123,18 @@ class OpenSetModel:
 
     Args:
       name: of the class.
-      image: [n, H, W, C] uint8, n at least 10.
+      image: [n, H, W, C] uint8, n at least 10; or their features.
 
     Raises:
-      UserError: for a name that is taken, too few images, or a net without
-        Weibulls.
+      UsageError: see check_name.
+      UserError: for too few different images.
     """
-    if not name.strip() or name in (*self.class_names, 'unknown'):
-      raise types.UsageError(
-        f'{name!r} cannot name a new class; taken are unknown, '
-        f'{", ".join(self.class_names)}'
-      )
-    if self.fitted is None:
-      raise types.UsageError(
-        f'the method {self.method!r} has no Weibulls that a class could be '
-        'added to'
-      )
+    self.check_name(name)
+    assert self.fitted
+    found = image if isinstance(image, types.Features) else self.features(image)
     more = extension.add(
       name,
-      self.features(image),
+      found,
       self.fitted,
       reject_known=self.reject_known,
       before=self.added,
@@ -146,6 +142,23 @@ class OpenSetModel:
     return dataclasses.replace(
       self, class_names=(*self.class_names, name), added=more
     )
+
+  def check_name(self, name: str) -> None:
+    """Raises a UsageError where no class of that name can be added."""
+    if not name.strip() or name in (*self.class_names, 'unknown'):
+      raise types.UsageError(
+        f'{name!r} cannot name a new class; taken are unknown, '
+        f'{", ".join(self.class_names)}'
+      )
+    try:
+      name.encode()
+    except UnicodeEncodeError:
+      raise types.UsageError(f'{name!r} is no text') from None
+    if self.fitted is None:
+      raise types.UsageError(
+        f'the method {self.method!r} has no Weibulls that a class could be '
+        'added to'
+      )
 
   def rejecting(self, reject_known: float) -> 'OpenSetModel':
     """The same with a threshold that rejects this share of known samples.
@@ -162,11 +175,18 @@ class OpenSetModel:
       self,
       decision='calibrated',
       reject_known=reject_known,
+      added=self.added and extension.rejecting(self.added, reject_known),
       threshold=choice.threshold(self.held_out, reject_known),
     )
 
   def told(self) -> str:
     """The decision in words."""
+    if self.added:
+      names = ', '.join(self.added.class_names)
+      known = dataclasses.replace(self, added=None).told()
+      return (
+        f'{known}; what that rejects is {names} where it is inside its tail'
+      )
     if self.decision not in ('tpr95', 'calibrated'):
       return _TOLD[self.decision]
     rejected = float(np.mean(self.held_out > self.threshold))
@@ -177,10 +197,15 @@ class OpenSetModel:
     )
 
   def save_added(self, workdir: str | os.PathLike) -> None:
-    """Keeps the added classes in the workdir that the model was loaded from."""
+    """Keeps the added classes in the workdir that the model was loaded from.
+
+    Raises:
+      UsageError: where there is none, or the workdir is another's, or was
+        fitted again since.
+    """
     if self.added is None:
       raise types.UsageError('no class was added; see with_class')
-    saved.save_added(pathlib.Path(workdir), self.added)
+    saved.save_added(pathlib.Path(workdir), self.added, self.fitted_sha256)
 
   def reconstruct(
     self, image: np.ndarray, *, batch_size: int = 64
@@ -225,4 +250,5 @@ def load(workdir: str | os.PathLike) -> OpenSetModel:
     held_out=found.held_out,
     reject_known=info['scorer']['reject_known'],
     added=added,
+    fitted_sha256=info['fitted_sha256'],
   )

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -64,12 +63,13 @@ def save(
     digests['features_sha256'] = _write(path, _by_field(features))
   added = workdir / 'added.npz'
   if added.exists() and not _is_of(added, digests['fitted_sha256']):
+    old = added.with_suffix('.npz.old')
     logging.warning(
-      '%s belongs to what was fitted before and is removed; add its classes '
+      '%s belongs to what was fitted before and is now %s; add its classes '
       'again',
-      added,
+      *(added, old.name),
     )
-    added.unlink()
+    added.replace(old)
   info = {**saved.info, 'format': FORMAT, **digests}
   files.write_text(
     workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
@@ -117,14 +117,25 @@ def load_info(workdir: pathlib.Path) -> dict[str, Any]:
   return info
 
 
-def save_added(workdir: pathlib.Path, added: extension.Extension) -> None:
+def save_added(
+  workdir: pathlib.Path, added: extension.Extension, fitted_sha256: str
+) -> None:
   """Writes added classes; `load_added` gives them back.
 
   Args:
     workdir: of the run that they were added to.
     added: M classes.
+    fitted_sha256: of the fitted.npz that they were added to.
+
+  Raises:
+    UsageError: where the workdir has another.
   """
-  arrays = added._asdict() | {'fitted_sha256': _fitted_of(workdir)}
+  if _fitted_of(workdir) != fitted_sha256:
+    raise types.UsageError(
+      f'{workdir} is not the run that the classes were added to, or was fitted '
+      'again since; load it and add them again'
+    )
+  arrays = added._asdict() | {'fitted_sha256': fitted_sha256}
   _write(workdir / 'added.npz', arrays)
 
 
@@ -154,11 +165,16 @@ def _fitted_of(workdir: pathlib.Path) -> str:
 
 def _is_of(path: pathlib.Path, fitted_sha256: str) -> bool:
   """Whether added classes belong to what is fitted; damaged ones do not."""
+  data = path.read_bytes()
   try:
-    arrays = _arrays(path.read_bytes())
-    return str(arrays['fitted_sha256']) == fitted_sha256
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    arrays = _arrays(data)
+  except Exception:
+    # Whatever is in it: a damaged file fails in many ways.
     return False
+  return (
+    arrays.keys() == {*extension.Extension._fields, 'fitted_sha256'}
+    and str(arrays['fitted_sha256']) == fitted_sha256
+  )
 
 
 def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:

@@ -469,14 +469,17 @@ def by_blocks(
     num_classes: of which the program makes a column each.
   """
   rows = _rows(max(num_classes, vector(0, 1).shape[1]))
-  fitted = jax.device_put(fitted)
+  # Named, since threads do not see what a caller set for itself.
+  (device,) = jax.device_put(np.zeros(())).devices()
+  fitted = jax.device_put(fitted, device)
 
   def run(start: int) -> list[np.ndarray]:
     block = vector(start, min(start + rows, count))
     stop = len(block)
     if stop < rows:
       block = np.pad(block, ((0, rows - stop), (0, 0)))
-    return [np.asarray(x)[:stop] for x in program(block, fitted)]
+    found = program(jax.device_put(block, device), fitted)
+    return [np.asarray(x)[:stop] for x in found]
 
   first = run(0)
   whole = tuple(np.empty((count, *x.shape[1:]), x.dtype) for x in first)

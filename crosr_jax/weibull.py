@@ -41,6 +41,8 @@ SMALLEST_ERROR = 1e-12
 # Numbers of a piece of a block that are looked at together: what is computed of
 # them in float64 stays in the processor's cache.
 _CELLS = 1 << 17
+# Pieces whose largest distances wait to be merged, at most.
+_MOST_PARTS = 1000
 
 Blocks = Callable[[], Iterable[types.Features]]
 _Correct = Iterable[tuple[np.ndarray, np.ndarray, tuple[int, int]]]
@@ -83,14 +85,12 @@ def fit(
       cannot be fitted; the message names the class and the way out.
   """
   return fit_stream(
-    lambda: _sliced(features),
+    lambda: [features],
     vector=vector,
     scaling=scaling,
     tail_size=tail_size,
     tail_share=tail_share,
-    tail_blocks=None
-    if tail_features is None
-    else lambda: _sliced(tail_features),
+    tail_blocks=None if tail_features is None else lambda: [tail_features],
     class_names=class_names,
   )
 
@@ -163,31 +163,24 @@ def fit_shares(
   for share in shares:
     check_recipe(vector=vector, scaling=scaling, tail_share=share)
   return _fit(
-    lambda: _sliced(features),
+    lambda: [features],
     vector,
     scaling,
     [(0, share) for share in shares],
-    None if tail_features is None else lambda: _sliced(tail_features),
+    None if tail_features is None else lambda: [tail_features],
     class_names,
   )
 
 
-def _sliced(features: types.Features) -> Iterator[types.Features]:
-  """As one block."""
-  check_rows(features)
-  yield features
-
-
 def _pieces(features: types.Features) -> Iterator[types.Features]:
   """A block by class, in pieces of about _CELLS numbers."""
-  num_classes = np.shape(features.logits)[1]
-  rows = max(_CELLS // (num_classes + np.shape(features.latent)[1]), 1)
+  features = types.Features(*map(np.asarray, features))
+  width = features.logits.shape[1] + features.latent.shape[1]
+  rows = max(_CELLS // width, 1)
   order = np.argsort(features.label, kind='stable')
   for start in range(0, len(order), rows):
     chosen = order[start : start + rows]
-    yield types.Features(
-      *(x[chosen] if len(x) else x for x in map(np.asarray, features))
-    )
+    yield types.Features(*(x[chosen] if len(x) else x for x in features))
 
 
 def _fit(
@@ -459,10 +452,13 @@ class _Tails:
 
   def add(self, label: np.ndarray, distance: np.ndarray) -> None:
     new = distance > self._floor[label]
+    if not new.any():
+      return
     self._new.append((label[new], distance[new]))
     self._num_new += len(self._new[-1][0])
     # Merging costs as much as there is, so not for a few.
-    if self._num_new > len(self._label) + len(self._size):
+    enough = len(self._label) + len(self._size)
+    if self._num_new > enough or len(self._new) > _MOST_PARTS:
       self._merge()
 
   def _merge(self) -> None:
@@ -516,7 +512,9 @@ def _correct(blocks: Blocks, vector: str) -> _Correct:
       right = np.argmax(logits, axis=1) == label
       a = activation_vector(piece, vector)
       # A sum is finite only if every term is; the costly look is for the rest.
-      if not np.isfinite(a.sum()):
+      with np.errstate(invalid='ignore', over='ignore'):
+        is_finite = np.isfinite(a.sum())
+      if not is_finite:
         _check_finite(a, 'features')
       sizes = logits.shape[1], np.shape(piece.latent)[1]
       if before not in (None, (*sizes, a.shape[1])):

@@ -157,17 +157,35 @@ def test_what_cannot_be_added(fitted):
     extension.add('cup', features, model, **{'reject_known': 0.02} | fields)
 
   few = types.Features(*(x[:9] for x in new))
-  with pytest.raises(types.UserError, match='cup: 9 samples, at least 10'):
+  with pytest.raises(
+    types.UserError, match='cup: 9 different samples, at least 10'
+  ):
     add(few)
+  # Ten different ones, each three times over.
+  same = types.Features(*(np.repeat(x[:10], 3, axis=0) for x in new))
+  once = extension.add(
+    'cup',
+    types.Features(*(x[:10] for x in new)),
+    fitted,
+    reject_known=0.02,
+  )
+  thrice = extension.add('cup', same, fitted, reject_known=0.02)
+  for one, other in zip(once, thrice, strict=True):
+    np.testing.assert_array_equal(one, other)
   alike = types.Features(*(np.repeat(x[:1], 30, axis=0) for x in new))
   with pytest.raises(
-    types.UserError, match='cup: the 30 samples are all alike'
+    types.UserError, match='cup: 1 different samples, at least 10'
   ):
     add(alike)
   with pytest.raises(types.UsageError, match='reject_known'):
     add(new, reject_known=0.5)
-  with pytest.raises(types.UsageError, match=r'width 7 together.* have 5'):
+  with pytest.raises(types.UsageError, match=r'width 7 together.* 3 and 5'):
     add(new._replace(latent=new.latent[:, :2]))
+  other = new._replace(
+    logits=new.logits[:, :2], latent=np.hstack([new.latent, new.latent[:, :1]])
+  )
+  with pytest.raises(types.UsageError, match=r'knows 3 classes.* 2 and 7'):
+    add(other)
   with pytest.raises(types.UserError, match='sample 4 are not finite'):
     latent = new.latent.copy()
     latent[4, 1] = np.nan
@@ -200,6 +218,14 @@ def test_a_digit_is_added(digits_run, sevens, tmp_path):
   found = larger.features(sevens[60:])
   is_seven = larger.nearest(found, after) == 7
   np.testing.assert_array_equal(is_seven, after.prediction == 7)
+  assert 'is seven where it is inside its tail' in larger.told()
+  assert 'seven' not in model.told()
+  # Limits follow the share that may be lost, and lose more then.
+  strict = larger.rejecting(0.3)
+  again = model.rejecting(0.3).with_class('seven', sevens[:60])
+  np.testing.assert_allclose(strict.added.limit, 1 - 0.3 / strict.added.share)
+  assert strict.added.limit < larger.added.limit
+  assert again.added.share > strict.added.share
   path = tmp_path / 'x.jaxexport'
   path.write_bytes(exporting.pack(larger, {}))
   shipped = exported.load(str(path))
@@ -213,6 +239,8 @@ def test_a_digit_is_added(digits_run, sevens, tmp_path):
   for name in ('3', 'unknown', 'seven', ' '):
     with pytest.raises(types.UsageError, match='cannot name a new class'):
       larger.with_class(name, sevens)
+  with pytest.raises(types.UsageError, match='is no text'):
+    larger.with_class('\udcff', sevens)
 
 
 def test_kept_and_dropped(digits_copy, sevens, caplog):
@@ -229,8 +257,15 @@ def test_kept_and_dropped(digits_copy, sevens, caplog):
   saved.save(digits_copy, found)
   assert openset.load(digits_copy).class_names[-1] == 'seven'
   saved.save(digits_copy, found._replace(held_out=found.held_out[1:]))
+  with pytest.raises(types.UsageError, match='was fitted again since'):
+    larger.save_added(digits_copy)
+  assert (digits_copy / 'added.npz.old').read_bytes() == whole
   assert not path.exists() and 'add its classes again' in caplog.text
-  for damaged in (b'', whole[:-200], whole):
+  flips = [
+    bytes([*whole[:i], whole[i] ^ 255, *whole[i + 1 :]])
+    for i in range(0, len(whole), len(whole) // 40)
+  ]
+  for damaged in (b'', whole[:-200], whole, *flips):
     path.write_bytes(damaged)
     with pytest.raises(types.UserError, match='damaged or not of this'):
       openset.load(digits_copy)

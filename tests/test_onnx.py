@@ -19,6 +19,7 @@ pytest.importorskip('jax2onnx')
   'fields',
   [
     {},
+    {'added': 'seven'},
     {'model.lateral': 'none', 'model.backbone': 'mnist_cnn'},
     {
       'model.backbone': 'fast_cnn',
@@ -29,6 +30,8 @@ pytest.importorskip('jax2onnx')
 )
 def test_answers_as_the_project_does(tmp_path, environment, fields):
   config = CONFIGS['digits'].copy_and_resolve_references()
+  fields, added = dict(fields), fields.get('added')
+  fields.pop('added', None)
   config.update_from_flattened_dict(
     {
       'model.width': 8, 'model.latent_width': 8, 'train.num_steps': 200,
@@ -36,6 +39,11 @@ def test_answers_as_the_project_does(tmp_path, environment, fields):
     }
   )  # fmt: skip
   pipeline.run(config, 'digits', tmp_path, tmp_path)
+  digits = datasets.load_digits()
+  image = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  if added:
+    model = openset.load(tmp_path)
+    model.with_class(added, image[digits.target == 7]).save_added(tmp_path)
   output = tmp_path / 'digits.onnx'
   process = subprocess.run(
     [sys.executable, '-m', 'crosr_jax.export', f'--workdir={tmp_path}',
@@ -43,8 +51,6 @@ def test_answers_as_the_project_does(tmp_path, environment, fields):
     cwd=ROOT, env=environment, capture_output=True, text=True,
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
-  digits = datasets.load_digits().images * (255 / 16)
-  image = np.round(digits).astype(np.uint8)[..., None]
   expected = openset.load(tmp_path)(image)
   session = onnxruntime.InferenceSession(output)
   for count in (1, len(image)):
@@ -59,5 +65,6 @@ def test_answers_as_the_project_does(tmp_path, environment, fields):
     )
     np.testing.assert_array_equal(found[2], expected.prediction[:count])
   told = session.get_modelmeta().custom_metadata_map
-  assert json.loads(told['class_names']) == list('0123456')
+  names = [*'0123456', *([added] if added else [])]
+  assert json.loads(told['class_names']) == names
   assert json.loads(told['card'])['source_step'] == 200

@@ -1,5 +1,7 @@
 """The scorer against a float64 NumPy version, and the laws of a score."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -346,3 +348,23 @@ def test_a_model_keeps_its_weights(generator, monkeypatch):
   monkeypatch.setattr(weibull, 'EVIDENCE_WEIGHTS', (9.0, 9.0, 9.0))
   after = scorer.score(features, model)
   np.testing.assert_array_equal(before.unknown_score, after.unknown_score)
+
+
+def test_a_device_that_a_caller_chose_holds_for_all_blocks():
+  rng = np.random.default_rng(0)
+  seen = set()
+
+  def program(block, fitted):
+    del fitted
+    result = block + jnp.ones(())
+    seen.update(result.devices())
+    return (result,)
+
+  a = rng.normal(size=(5000, 3)).astype(np.float32)
+  chosen = jax.devices()[3]
+  with jax.default_device(chosen):
+    (found,) = scorer.by_blocks(
+      program, lambda start, stop: a[start:stop], len(a), None, 3
+    )
+  assert seen == {chosen}
+  np.testing.assert_array_equal(found, a + 1)
