@@ -241,7 +241,8 @@ def _nearest(a: Array, added: tuple[Array, ...]) -> tuple[Array, ...]:
   log_power = scorer.log_power(away, shape, loc + scale, scale)
   odds = scorer.log_odds_of_cdf(log_power, loc[None] - away)
   nearest = jnp.argmin(odds - limit[None], axis=1)
-  is_nearest = jax.nn.one_hot(nearest, len(mav), dtype=bool)
+  column = jnp.arange(len(mav), dtype=nearest.dtype)
+  is_nearest = column[None] == nearest[:, None]
 
   def own(x: Array) -> Array:
     return jnp.take_along_axis(x, nearest[:, None], axis=1)[:, 0]
