@@ -17,6 +17,8 @@ of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
   on either side, than errors usually are.
 """
 
+import concurrent.futures
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -41,6 +43,8 @@ SMALLEST_ERROR = 1e-12
 # Numbers of a piece of a block that are looked at together: what is computed of
 # them in float64 stays in the processor's cache.
 _CELLS = 1 << 17
+# Whose tails are fitted together.
+_CLASSES = 500
 # Pieces whose largest distances wait to be merged, at most.
 _MOST_PARTS = 1000
 
@@ -276,7 +280,20 @@ def fit_tails(
   wanted = _tail_counts(count, tail_size, tail_share)
   kept = np.minimum(wanted, count)
   _warn_short(wanted, count)
-  return _maximum_likelihood(_largest(rows, kept), kept, translate)
+
+  def fit(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    part = slice(start, start + _CLASSES)
+    tail = _largest(rows[part], kept[part], start)
+    names = [str(start + k) for k in range(len(tail))]
+    return _maximum_likelihood(tail, kept[part], translate, names)
+
+  starts = range(0, len(rows), _CLASSES)
+  if len(starts) == 1:
+    return fit(0)
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    parts = list(threads.map(fit, starts))
+  shape, loc, scale = map(np.concatenate, zip(*parts, strict=True))
+  return shape, loc, scale
 
 
 def check_recipe(
@@ -486,13 +503,16 @@ class _Tails:
     return tail
 
 
-def _largest(rows: Any, size: np.ndarray) -> np.ndarray:
-  """The size[k] largest values of each row, [K, t], filled up with NaN."""
+def _largest(rows: Any, size: np.ndarray, first: int) -> np.ndarray:
+  """The size[k] largest values of each row, [K, t], filled up with NaN.
+
+  `first` is the first row's class.
+  """
   # A sum is finite only if every term is; the costly look is for the rest.
   is_array = isinstance(rows, np.ndarray)
   sums = rows.sum(axis=1) if is_array else [row.sum() for row in rows]
   for bad in np.flatnonzero(~np.isfinite(sums)):
-    _check_finite(rows[bad], f'class {bad}: distances')
+    _check_finite(rows[bad], f'class {first + bad}: distances')
   if is_array:
     start = rows.shape[1] - size[0]
     return np.partition(rows, start, axis=1)[:, start:]

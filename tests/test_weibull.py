@@ -341,3 +341,22 @@ def test_a_thousand_classes_are_fitted_at_once(generator):
     weibull.fit_tails(distances, tail_size=20)
     seconds.append(time.perf_counter() - begin)
   assert min(seconds) < 0.020
+
+
+def test_many_classes_are_fitted_in_parts():
+  rng = np.random.default_rng(0)
+  distances = np.abs(rng.normal(5.0, 1.0, (1203, 60)))
+  found = weibull.fit_tails(distances, tail_size=20)
+  for k in (0, 499, 500, 1202):
+    alone = weibull.fit_tails(distances[[k]], tail_size=20)
+    for one, other in zip(found, alone, strict=True):
+      np.testing.assert_allclose(one[k], other[0], rtol=1e-9)
+  ragged = [row[: 25 + k % 30] for k, row in enumerate(distances)]
+  shape, *_ = weibull.fit_tails(ragged, tail_share=0.05)
+  assert shape.shape == (1203,)
+  distances[777, 3] = np.nan
+  with pytest.raises(ValueError, match='class 777: distances'):
+    weibull.fit_tails(distances, tail_size=20)
+  distances[777] = 1.0
+  with pytest.raises(ValueError, match='class 777: the 20 distances'):
+    weibull.fit_tails(distances, tail_size=20)
