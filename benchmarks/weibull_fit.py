@@ -59,7 +59,7 @@ def main() -> None:
       expected = weibull.cdf(largest, *(x[: len(some)] for x in ours))
       away = np.abs(weibull.cdf(largest, *found) - expected).max()
       notes[name] = f'cdf differs by {away:.0e}'
-      if taken > arguments.longest:
+      if name != 'ours' and taken > arguments.longest:
         left_out.append(f'{name}: about {taken:.0f} s')
         continue
       cases[name] = lambda fit=fit, x=distance, tail=tail: fit(x, tail)

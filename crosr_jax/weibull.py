@@ -43,8 +43,6 @@ SMALLEST_ERROR = 1e-12
 # Numbers of a piece of a block that are looked at together: what is computed of
 # them in float64 stays in the processor's cache.
 _CELLS = 1 << 17
-# Whose tails are fitted together.
-_CLASSES = 500
 # Pieces whose largest distances wait to be merged, at most.
 _MOST_PARTS = 1000
 
@@ -280,14 +278,16 @@ def fit_tails(
   wanted = _tail_counts(count, tail_size, tail_share)
   kept = np.minimum(wanted, count)
   _warn_short(wanted, count)
+  # So many classes together that what is computed of them stays in the cache.
+  size = max(_CELLS // int(kept.max()), 1)
 
   def fit(start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    part = slice(start, start + _CLASSES)
+    part = slice(start, start + size)
     tail = _largest(rows[part], kept[part], start)
     names = [str(start + k) for k in range(len(tail))]
     return _maximum_likelihood(tail, kept[part], translate, names)
 
-  starts = range(0, len(rows), _CLASSES)
+  starts = range(0, len(rows), size)
   if len(starts) == 1:
     return fit(0)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -343,7 +343,8 @@ def test_a_thousand_classes_are_fitted_at_once(generator):
   assert min(seconds) < 0.020
 
 
-def test_many_classes_are_fitted_in_parts():
+def test_many_classes_are_fitted_in_parts(monkeypatch):
+  monkeypatch.setattr(weibull, '_CELLS', 500 * 20)
   rng = np.random.default_rng(0)
   distances = np.abs(rng.normal(5.0, 1.0, (1203, 60)))
   found = weibull.fit_tails(distances, tail_size=20)
