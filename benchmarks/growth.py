@@ -83,6 +83,7 @@ def _draw(curves, slopes, path) -> None:
 
   matplotlib.use('agg')
   from matplotlib import pyplot as plt
+  from matplotlib import ticker
 
   figure, axes = plt.subplots(2, 3, figsize=(10, 6), sharey='row')
   for column, (axis, found) in enumerate(curves.items()):
@@ -97,7 +98,7 @@ def _draw(curves, slopes, path) -> None:
           label=f'{name}, slope {slopes[axis][key]:.2f}',
         )
       panel.set_xticks(_STEPS[axis], [f'{x:,}' for x in _STEPS[axis]])
-      panel.minorticks_off()
+      panel.xaxis.set_minor_locator(ticker.NullLocator())
       panel.set_xlabel(axis)
       panel.grid(alpha=0.3)
       panel.legend(frameon=False)
