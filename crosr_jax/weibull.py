@@ -43,6 +43,8 @@ SMALLEST_ERROR = 1e-12
 # Numbers of a piece of a block that are looked at together: what is computed of
 # them in float64 stays in the processor's cache.
 _CELLS = 1 << 17
+# Distances that differ by less of themselves are equal.
+_ROUNDING = 1e-12
 # Pieces whose largest distances wait to be merged, at most.
 _MOST_PARTS = 1000
 
@@ -664,7 +666,10 @@ def _maximum_likelihood(
   difference = np.where(valid, tail - smallest[:, None], 0.0)
   log_v = np.log1p(difference / translate)
   spread = log_v.max(axis=1)
-  _check_spread(spread, smallest, count, class_names)
+  # Two samples are equally far from their mean: what rounding makes of that is
+  # no tail.
+  moves = difference.max(axis=1) > _ROUNDING * np.abs(smallest)
+  _check_spread(np.where(moves, spread, 0.0), smallest, count, class_names)
   y = log_v / spread[:, None] - 1.0
   mean = np.sum(y, axis=1, where=valid) / count
   s, log_mean_power = _solve(y, valid, mean)
@@ -762,8 +767,8 @@ def _check_spread(
   for k in np.flatnonzero(~(spread > 0)):
     raise types.UserError(
       f'class {_name(k, class_names)}: the {count[k]} distances of its tail '
-      f'all equal {smallest[k]:g}, no Weibull fits that; take a longer tail '
-      'or look for duplicates in the class'
+      f'all equal {smallest[k]:g}, no Weibull fits that; take a longer tail, '
+      'add samples, or look for duplicates in the class'
     )
 
 

@@ -361,3 +361,17 @@ def test_many_classes_are_fitted_in_parts(monkeypatch):
   distances[777] = 1.0
   with pytest.raises(ValueError, match='class 777: the 20 distances'):
     weibull.fit_tails(distances, tail_size=20)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_two_samples_of_a_class_have_no_tail(seed):
+  """They are equally far from their mean, whatever rounding makes of it."""
+  rng = np.random.default_rng(seed)
+  label = np.array([0] * 30 + [1] * 2, np.int32)
+  logits = rng.normal(size=(32, 2)) + 20 * np.eye(2)[label]
+  features = types.Features(logits, rng.normal(size=(32, 5)), label)
+  with (
+    pytest.warns(UserWarning, match=r'1 \(2\)'),
+    pytest.raises(ValueError, match=r'class 1: the 2 distances .* all equal'),
+  ):
+    weibull.fit(features, tail_size=20)
