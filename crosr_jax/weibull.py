@@ -44,7 +44,7 @@ SMALLEST_ERROR = 1e-12
 # them in float64 stays in the processor's cache.
 _CELLS = 1 << 17
 # Distances that differ by less of themselves are equal.
-_ROUNDING = 1e-12
+_ROUNDING = 3e-14
 # Pieces whose largest distances wait to be merged, at most.
 _MOST_PARTS = 1000
 
