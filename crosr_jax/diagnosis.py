@@ -113,7 +113,7 @@ def own_distance(
   """Distances of correct samples to their class mean, and the classes, [n]."""
   correct = judge.closed(found) == found.label
   label = found.label[correct]
-  some = types.Features(*(x[correct] if len(x) else x for x in found))
+  some = found.rows(correct)
   distance = scorer.distances(some, model)
   return distance[np.arange(len(label)), label], label
 

@@ -151,7 +151,7 @@ def score(
   num_classes = scores.probability.shape[1] - 1
 
   def vector(start: int, stop: int) -> np.ndarray:
-    rows = features.rows(start, stop)
+    rows = features.rows(slice(start, stop))
     return _vector(rows, added.center, num_classes, start)
 
   found = scorer.by_blocks(
@@ -185,16 +185,13 @@ def _vector(
 
   `start` is the first row's number.
   """
-  a = weibull.activation_vector(features, 'joint', np.float32)
+  a = scorer.vector_of(features, 'joint', None, start)
   sizes = np.shape(features.logits)[1], a.shape[1]
   if sizes != (num_classes, len(center)):
     raise types.UsageError(
       f'the model knows {num_classes} classes, and logits and latents of width '
       f'{len(center)} together; the features have {sizes[0]} and {sizes[1]}'
     )
-  if not np.isfinite(a).all():
-    row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
-    raise types.UserError(f'features of sample {start + row} are not finite')
   return a
 
 
@@ -205,8 +202,7 @@ def _distinct(features: types.Features) -> types.Features:
   """
   rounded = np.round(features.logits, 4)
   _, first = np.unique(rounded, axis=0, return_index=True)
-  first = np.sort(first)
-  return types.Features(*(x[first] if len(x) else x for x in features))
+  return features.rows(np.sort(first))
 
 
 def _directions(xp: Any, a: Any, center: Any, unit: Any) -> Any:

@@ -234,7 +234,7 @@ def load(workdir: str | os.PathLike) -> OpenSetModel:
   workdir = pathlib.Path(workdir)
   found = saved.load(workdir)
   info = found.info
-  added = saved.load_added(workdir)
+  added = saved.load_added(workdir, info['fitted_sha256'])
   return OpenSetModel(
     class_names=(*info['class_names'], *(added.class_names if added else ())),
     image_shape=tuple(info['image_shape']),

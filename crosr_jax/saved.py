@@ -62,7 +62,7 @@ def save(
   else:
     digests['features_sha256'] = _write(path, _by_field(features))
   added = workdir / 'added.npz'
-  if added.exists() and not _is_of(added, digests['fitted_sha256']):
+  if added.exists() and not _read_added(added, digests['fitted_sha256']):
     old = added.with_suffix('.npz.old')
     logging.warning(
       '%s belongs to what was fitted before and is now %s; add its classes '
@@ -130,7 +130,7 @@ def save_added(
   Raises:
     UsageError: where the workdir has another.
   """
-  if _fitted_of(workdir) != fitted_sha256:
+  if load_info(workdir)['fitted_sha256'] != fitted_sha256:
     raise types.UsageError(
       f'{workdir} is not the run that the classes were added to, or was fitted '
       'again since; load it and add them again'
@@ -139,8 +139,14 @@ def save_added(
   _write(workdir / 'added.npz', arrays)
 
 
-def load_added(workdir: pathlib.Path) -> extension.Extension | None:
+def load_added(
+  workdir: pathlib.Path, fitted_sha256: str
+) -> extension.Extension | None:
   """What `save_added` was given; None where no class was added.
+
+  Args:
+    workdir: of a run.
+    fitted_sha256: of its fitted.npz.
 
   Raises:
     UserError: where the file is damaged, or belongs to another fit.
@@ -148,33 +154,29 @@ def load_added(workdir: pathlib.Path) -> extension.Extension | None:
   path = workdir / 'added.npz'
   if not path.exists():
     return None
-  if not _is_of(path, _fitted_of(workdir)):
+  arrays = _read_added(path, fitted_sha256)
+  if not arrays:
     raise types.UserError(
       f'{path} is damaged or not of this model.json; delete it and add its '
       'classes again'
     )
-  arrays = _arrays(path.read_bytes())
-  del arrays['fitted_sha256']
   names = tuple(map(str, arrays.pop('class_names')))
   return extension.Extension(names, **arrays)
 
 
-def _fitted_of(workdir: pathlib.Path) -> str:
-  return load_info(workdir)['fitted_sha256']
-
-
-def _is_of(path: pathlib.Path, fitted_sha256: str) -> bool:
-  """Whether added classes belong to what is fitted; damaged ones do not."""
+def _read_added(
+  path: pathlib.Path, fitted_sha256: str
+) -> dict[str, np.ndarray]:
+  """Fields of added classes; {} where damaged, or not of what is fitted."""
   data = path.read_bytes()
   try:
     arrays = _arrays(data)
   except Exception:
     # Whatever is in it: a damaged file fails in many ways.
-    return False
-  return (
-    arrays.keys() == {*extension.Extension._fields, 'fitted_sha256'}
-    and str(arrays['fitted_sha256']) == fitted_sha256
-  )
+    return {}
+  is_of = str(arrays.pop('fitted_sha256', '')) == fitted_sha256
+  is_whole = arrays.keys() == set(extension.Extension._fields)
+  return arrays if is_of and is_whole else {}
 
 
 def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:

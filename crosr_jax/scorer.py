@@ -113,7 +113,7 @@ def score(
   num_classes = np.shape(features.logits)[1]
 
   def vector(start: int, stop: int) -> np.ndarray:
-    return _vector(features.rows(start, stop), reads, model, start)
+    return vector_of(features.rows(slice(start, stop)), reads, model, start)
 
   width = vector(0, 1).shape[1]
   if method == 'augmented' and width != num_classes + 1:
@@ -209,8 +209,8 @@ def distances(
   )
   (result,) = by_blocks(
     program,
-    lambda start, stop: _vector(
-      features.rows(start, stop), model.vector, model, start
+    lambda start, stop: vector_of(
+      features.rows(slice(start, stop)), model.vector, model, start
     ),
     len(features.label),
     _float32(model),
@@ -367,14 +367,7 @@ def log_odds_of_cdf(log_t: Array, inside: Array) -> Array:
     inside: how far below `loc`, where w is 0.
   """
   t = jnp.exp(log_t)
-  beyond = 1.0 + log_t - np.log(LARGEST_LOG_ODDS).astype(np.float32)
-  odds = jnp.where(
-    t < LARGEST_LOG_ODDS,
-    _log_cdf(log_t, t) + t,
-    LARGEST_LOG_ODDS * beyond,
-  )
-  depth = 1.0 + jnp.log1p(jnp.maximum(inside, 0.0))
-  return jnp.where(jnp.isneginf(log_t), -LARGEST_LOG_ODDS * depth, odds)
+  return _extend(_log_cdf(log_t, t), t, log_t, inside)
 
 
 def _softmax(logits: Array) -> tuple[Array, Array]:
@@ -435,7 +428,7 @@ def _exponentials(x: Array) -> tuple[Array, Array, Array]:
 def _extend(
   log_unknown: Array, against: Array, log_least: Array, inside: Array
 ) -> Array:
-  """Log-odds log_unknown + against, [B], carried on where they end.
+  """Log-odds log_unknown + against, carried on where they end, of any shape.
 
   Above LARGEST_LOG_ODDS they are the least t_i - log p_i, of which the
   logarithm is at hand, `log_least`; where no class finds anything strange (cdf
@@ -549,13 +542,23 @@ def _width_of_evidence(model: types.WeibullModel | None) -> int | None:
   return model.latent_width
 
 
-def _vector(
+def vector_of(
   features: types.Features,
   vector: str,
   model: types.WeibullModel | None,
   start: int = 0,
 ) -> np.ndarray:
-  """The activation vectors, [N, D] float32; `start` is the first row's."""
+  """The activation vectors, [N, D] float32, checked.
+
+  Args:
+    features: of N samples.
+    vector: see weibull.fit.
+    model: that they should suit; None = any.
+    start: number of the first row, for errors.
+
+  Raises:
+    UserError: for features that are not finite, or not those of the model.
+  """
   a = weibull.activation_vector(features, vector, np.float32)
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]

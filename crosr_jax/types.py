@@ -77,9 +77,10 @@ class Features(NamedTuple):
   # [N] float32, mean squared error of each sample; empty where there is none
   reconstruction_error: np.ndarray = np.zeros(0, np.float32)
 
-  def rows(self, start: int, stop: int) -> 'Features':
-    """Those of some samples; `len` of a tuple is not N."""
-    return Features(*(x[start:stop] for x in self))
+  def rows(self, chosen: Any) -> 'Features':
+    """Those of some samples: a slice, positions or a mask of [N]."""
+    # Errors may be missing, and then are for all of them.
+    return Features(*(x[chosen] if len(x) else x for x in self))
 
 
 class WeibullModel(NamedTuple):

@@ -183,8 +183,7 @@ def _pieces(features: types.Features) -> Iterator[types.Features]:
   rows = max(_CELLS // width, 1)
   order = np.argsort(features.label, kind='stable')
   for start in range(0, len(order), rows):
-    chosen = order[start : start + rows]
-    yield types.Features(*(x[chosen] if len(x) else x for x in features))
+    yield features.rows(order[start : start + rows])
 
 
 def _fit(
