@@ -101,6 +101,9 @@ def get_config() -> ConfigDict:
   config.train.balanced = False
   # Share of a label that is spread evenly over all classes.
   config.train.label_smoothing = 0.0
+  # Beta parameter of the shares in which images and labels are mixed in pairs
+  # (mixup); 0 = not mixed.
+  config.train.mixup = 0.0
   # Decay of the moving average of weights that is evaluated; 0 = none.
   config.train.average = 0.0
   # 'sgd' (Nesterov), 'adamw' or 'muon'.

@@ -28,6 +28,7 @@ from crosr_jax.models import dhrnet, layers
 Array = jax.Array
 
 _IMAGES_FOR_INIT = 512
+_MIXUP_SALT = zlib.crc32(b'mixup')
 _WORDS = loop.Words(
   'training',
   ('loss', 'cross_entropy', 'reconstruction', 'accuracy'),
@@ -64,28 +65,34 @@ def loss_fn(
   keys: Array,
   reconstruction_weight: float,
   label_smoothing: float,
+  mixup: float = 0.0,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """Cross-entropy + weight * mean squared reconstruction error.
 
   Both are means over this replica's batch; the error is over all elements of
   the standardised image (CROSR, section 4). Of a label, a share
-  `label_smoothing` is spread evenly over all classes.
+  `label_smoothing` is spread evenly over all classes. With `mixup`, image and
+  label are first mixed with the next row's, see `_mixer`; the mixed image is
+  what is rebuilt, and the sample counts as its larger part's class.
 
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
   """
   variables = {'params': params, 'batch_stats': batch_stats}
+  mix = _mixer(keys, mixup) if mixup else lambda rows: rows
+  image = mix(batch.image)
   outputs, updated = model.apply(
     models.for_compute(model, variables),
-    batch.image,
+    image,
     keys,
     train=True,
     mutable=['batch_stats'],
   )
   num_classes = outputs.logits.shape[1]
-  target_class = (1.0 - label_smoothing) * jax.nn.one_hot(
-    batch.label, num_classes
-  ) + label_smoothing / num_classes
+  target_class = mix(
+    (1.0 - label_smoothing) * jax.nn.one_hot(batch.label, num_classes)
+    + label_smoothing / num_classes
+  )
   cross_entropy = jnp.mean(
     optax.softmax_cross_entropy(outputs.logits, target_class)
   )
@@ -96,13 +103,50 @@ def loss_fn(
   }
   loss = cross_entropy
   if model.lateral != 'none':
-    target = model.standardise(batch.image, train=True)
+    target = model.standardise(image, train=True)
     metrics['reconstruction'] = jnp.mean(
       jnp.square(outputs.reconstruction - target)
     )
     loss = loss + reconstruction_weight * metrics['reconstruction']
   metrics['loss'] = loss
   return loss, (metrics, updated.get('batch_stats', batch_stats))
+
+
+def _mixer(keys: Array, shape: float) -> Callable[[Array], Array]:
+  """Mixes each row with the next of the global batch (Zhang et al. 2018).
+
+  Args:
+    keys: [B].
+    shape: of the symmetric Beta distribution that shares are drawn from; a row
+      keeps the larger of the two.
+
+  Returns:
+    A function of rows [B, ...], which come back as float32.
+  """
+
+  def larger(key: Array) -> Array:
+    own = jax.random.beta(jax.random.fold_in(key, _MIXUP_SALT), shape, shape)
+    return jnp.maximum(own, 1.0 - own)
+
+  def mix(rows: Array) -> Array:
+    rows = rows.astype(jnp.float32)
+    own = share.reshape(-1, *(1,) * (rows.ndim - 1))
+    return own * rows + (1.0 - own) * _next_row(rows)
+
+  share = jax.vmap(larger)(keys)
+  return mix
+
+
+def _next_row(rows: Array) -> Array:
+  """Row i + 1 in place of row i, over all replicas, the first after the last.
+
+  However many devices share a batch, every row meets the same one.
+  """
+  n = jax.lax.axis_size(layers.AXIS)
+  first = jax.lax.ppermute(
+    rows[:1], layers.AXIS, [(i, (i - 1) % n) for i in range(n)]
+  )
+  return jnp.concatenate([rows[1:], first])
 
 
 def replica_step(
@@ -117,6 +161,7 @@ def replica_step(
   reconstruction_weight: float,
   label_smoothing: float,
   average: float,
+  mixup: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of one replica.
 
@@ -132,6 +177,7 @@ def replica_step(
     reconstruction_weight: see `loss_fn`.
     label_smoothing: see `loss_fn`.
     average: decay of the moving average; 0 = none.
+    mixup: see `loss_fn`.
 
   Returns:
     The next state and the metrics, means over all replicas.
@@ -149,6 +195,7 @@ def replica_step(
     keys,
     reconstruction_weight,
     label_smoothing,
+    mixup,
   )
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   metrics = jax.lax.pmean(metrics, layers.AXIS)
@@ -215,6 +262,7 @@ def fit(
   keep: str = 'last',
   balanced: bool = False,
   label_smoothing: float = 0.0,
+  mixup: float = 0.0,
   average: float = 0.0,
   shift_fill: str = 'black',
   rotate: float = 0.0,
@@ -243,6 +291,7 @@ def fit(
     keep: 'last' step, or 'best' checkpoint on `select`: what is returned.
     balanced: see batches.training.
     label_smoothing: see `loss_fn`, in [0, 1).
+    mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
     average: decay of the moving average of weights and statistics, which is
       then what is evaluated, in [0, 1); 0 = none.
     shift_fill: see augment.build.
@@ -264,7 +313,7 @@ def fit(
     checkpoint_every=checkpoint_every,
     keep_checkpoints=keep_checkpoints,
   )
-  _check_weight(reconstruction_weight)
+  _check_finite(reconstruction_weight=reconstruction_weight, mixup=mixup)
   _check_share(label_smoothing=label_smoothing, average=average)
   sharding.check_even('train.batch_size', batch_size)
   types.check_choice('train.keep', keep, loop.KEEPS)
@@ -295,6 +344,7 @@ def fit(
       reconstruction_weight=reconstruction_weight,
       label_smoothing=label_smoothing,
       average=average,
+      mixup=mixup,
     ),
     parallel=parallel,
   )
@@ -342,11 +392,12 @@ def _check_positive(**fields: int) -> None:
       raise types.UsageError(f'train.{field} must be at least 1, got {value}')
 
 
-def _check_weight(weight: float) -> None:
-  if not 0 <= weight < np.inf:
-    raise types.UsageError(
-      f'train.reconstruction_weight must be at least 0 and finite, got {weight}'
-    )
+def _check_finite(**fields: float) -> None:
+  for field, value in fields.items():
+    if not 0 <= value < np.inf:
+      raise types.UsageError(
+        f'train.{field} must be at least 0 and finite, got {value}'
+      )
 
 
 def _check_share(**fields: float) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from crosr_jax import checkpoint, models, optimizer, sharding, train, types
 from crosr_jax.data import augment, batches, splits
@@ -85,6 +86,7 @@ def _steps(net, devices, parallel, num_steps=20):
     reconstruction_weight=1.0,
     label_smoothing=0.1,
     average=0.9,
+    mixup=0.4,
   )
   engine = sharding.engine(
     step, parallel=parallel, devices=jax.devices()[:devices]
@@ -169,6 +171,41 @@ def test_loss_by_hand(smoothing):
   )
   np.testing.assert_allclose(metrics['reconstruction'][0], error, rtol=1e-5)
   np.testing.assert_allclose(loss[0], cross_entropy + 0.5 * error, rtol=1e-5)
+
+
+@pytest.mark.parametrize('replicas', [1, 2, 8])
+def test_mixup_by_hand(replicas):
+  keys = jax.random.split(jax.random.key(3), 16)
+  image = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 1), np.uint8)
+  label = np.eye(6, dtype=np.float32)[np.arange(16) % 6]
+
+  def replica(image, label, keys):
+    mix = train._mixer(keys, 0.3)
+    return mix(image), mix(label)
+
+  split = [x.reshape(replicas, -1, *x.shape[1:]) for x in (image, label, keys)]
+  mixed = jax.vmap(replica, axis_name='batch')(*split)
+  mixed_image, mixed_label = (np.concatenate(np.asarray(x)) for x in mixed)
+  # What a row keeps can be read off its label: no two neighbours share one.
+  own = mixed_label[np.arange(16), np.arange(16) % 6]
+  assert 0.5 <= own.min() < 0.9 and own.max() > 0.99
+  for rows, found in ((image, mixed_image), (label, mixed_label)):
+    kept = own.reshape(16, *(1,) * (rows.ndim - 1))
+    expected = kept * rows + (1 - kept) * np.roll(rows, -1, axis=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mixup_follows_its_distribution():
+  keys = jax.random.split(jax.random.key(0), 4_000)
+  rows = np.tile(np.eye(2, dtype=np.float32), (2_000, 1))
+  for shape in (0.3, 1.0):
+    mixed = jax.vmap(
+      lambda keys, rows: train._mixer(keys, shape)(rows), axis_name='batch'
+    )(keys[None], rows[None])
+    own = np.asarray(mixed[0]).max(axis=1)
+    share = stats.beta(shape, shape)
+    larger = stats.kstest(own, lambda x: share.cdf(x) - share.cdf(1 - x))
+    assert larger.pvalue > 1e-3
 
 
 def test_average_by_hand():
