@@ -19,6 +19,7 @@ import numpy as np
 
 import crosr_jax
 from crosr_jax import exported, extension, features, openset, scorer, types
+from crosr_jax.models import layers
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -60,13 +61,14 @@ def pack_onnx(model: openset.OpenSetModel, card: Mapping[str, Any]) -> bytes:
     raise types.UsageError(
       "ONNX needs a converter: pip install 'crosr_jax[onnx]'"
     ) from None
-  found = jax2onnx.to_onnx(
-    _run(model),
-    [jax.ShapeDtypeStruct(('N', *model.image_shape), jnp.uint8)],
-    model_name='crosr_jax',
-    input_names=['image'],
-    output_names=['probability', 'unknown_score', 'prediction'],
-  )
+  with layers.stock_operations():
+    found = jax2onnx.to_onnx(
+      _run(model),
+      [jax.ShapeDtypeStruct(('N', *model.image_shape), jnp.uint8)],
+      model_name='crosr_jax',
+      input_names=['image'],
+      output_names=['probability', 'unknown_score', 'prediction'],
+    )
   for key, value in {**_facts(model), 'card': dict(card)}.items():
     entry = found.metadata_props.add()
     entry.key, entry.value = key, json.dumps(value)
@@ -131,7 +133,8 @@ def function(model: openset.OpenSetModel) -> jax.export.Exported:
     variables = jax.lax.optimization_barrier(model.variables)
     return _run(dataclasses.replace(model, variables=variables))(image)
 
-  return jax.export.export(jax.jit(run), platforms=PLATFORMS)(image)
+  with layers.stock_operations():
+    return jax.export.export(jax.jit(run), platforms=PLATFORMS)(image)
 
 
 def _run(model: openset.OpenSetModel) -> Callable[..., tuple[jax.Array, ...]]:

@@ -118,8 +118,10 @@ class DHRNet(nn.Module):
     """g_l: a transposed convolution to the shape of the block's input."""
     _, height, width, channels = like.shape
     strides = (-(-height // x.shape[1]), -(-width // x.shape[2]))
-    if 1 in strides:
-      # Where a block keeps the size, 1x1 would see no neighbour.
+    if strides == (1, 1):
+      # 1x1 would see no neighbour, and 3x3 is a convolution like others.
+      x = layers.conv(channels, name=f'g_{level}')(x)
+    elif 1 in strides:
       kernel = tuple(3 if s == 1 else s for s in strides)
       x = nn.ConvTranspose(channels, kernel, strides, name=f'g_{level}')(x)
     else:

@@ -5,18 +5,26 @@ randomness belongs to the sample, so a result does not depend on how a batch is
 spread over devices.
 """
 
+import contextlib
+import contextvars
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crosr_jax.models import convolution
+
 Array = jax.Array
 
 # The axis name of data parallelism.
 AXIS = 'batch'
+
+# Channels from which our convolution is faster on CPU; see benchmarks/.
+_WIDE = 64
+_IS_STOCK = contextvars.ContextVar('stock operations', default=False)
 
 
 def standardise(
@@ -44,9 +52,56 @@ def unstandardise(
   return jnp.round(jnp.clip(unit, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
+@contextlib.contextmanager
+def stock_operations() -> Iterator[None]:
+  """What is traced inside takes XLA's own operations on CPU too.
+
+  For programs that leave this machine: our own are made for its CPU.
+  """
+  token = _IS_STOCK.set(True)
+  try:
+    yield
+  finally:
+    _IS_STOCK.reset(token)
+
+
 def conv(features: int, size: int = 3, **kwargs: Any) -> nn.Conv:
   """A size x size convolution that keeps height and width."""
-  return nn.Conv(features, (size, size), padding='SAME', **kwargs)
+  return nn.Conv(
+    features,
+    (size, size),
+    padding='SAME',
+    conv_general_dilated=_convolve,
+    **kwargs,
+  )
+
+
+def _convolve(
+  x: Array,
+  kernel: Array,
+  strides: Sequence[int],
+  padding: Any,
+  **kwargs: Any,
+) -> Array:
+  """jax.lax.conv_general_dilated, or ours where that is faster."""
+  plain = all(
+    kwargs.get(name) in (None, 1, (1, 1))
+    for name in ('lhs_dilation', 'rhs_dilation', 'feature_group_count')
+  )
+  if (
+    plain
+    and _is_ours()
+    and (*kernel.shape[:2], *strides) == (3, 3, 1, 1)
+    and min(kernel.shape[2:]) >= _WIDE
+    and x.dtype == kernel.dtype == jnp.float32
+  ):
+    # Ours has no forward mode (jax.jvp).
+    return convolution.convolve(x, kernel)
+  return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
+
+
+def _is_ours() -> bool:
+  return jax.default_backend() == 'cpu' and not _IS_STOCK.get()
 
 
 class Upsample(nn.Module):
@@ -83,9 +138,7 @@ def max_pool(x: Array) -> Array:
   """2x2, stride 2; an odd row or column is pooled alone. [B, H, W, C]."""
   # XLA's own gradient takes a sixth of a training step on CPU. Ours has no
   # forward mode (jax.jvp).
-  return (
-    _max_pool_for_cpu(x) if jax.default_backend() == 'cpu' else _max_pool(x)
-  )
+  return _max_pool_for_cpu(x) if _is_ours() else _max_pool(x)
 
 
 def _max_pool(x: Array) -> Array:
