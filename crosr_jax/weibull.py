@@ -17,11 +17,13 @@ of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
   on either side, than errors usually are.
 """
 
+import collections
 import concurrent.futures
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -49,7 +51,9 @@ _ROUNDING = 3e-14
 _MOST_PARTS = 1000
 
 Blocks = Callable[[], Iterable[types.Features]]
-_Correct = Iterable[tuple[np.ndarray, np.ndarray, tuple[int, int]]]
+# What was made of the vectors of a piece, their labels, K and L.
+_Correct = Iterable[tuple[Any, np.ndarray, tuple[int, int]]]
+_Result = TypeVar('_Result')
 
 
 def fit(
@@ -176,14 +180,36 @@ def fit_shares(
   )
 
 
-def _pieces(features: types.Features) -> Iterator[types.Features]:
-  """A block by class, in pieces of about _CELLS numbers."""
-  features = types.Features(*map(np.asarray, features))
-  width = features.logits.shape[1] + features.latent.shape[1]
-  rows = max(_CELLS // width, 1)
-  order = np.argsort(features.label, kind='stable')
-  for start in range(0, len(order), rows):
-    yield features.rows(order[start : start + rows])
+def _pieces(
+  blocks: Blocks,
+) -> Iterator[tuple[types.Features, np.ndarray]]:
+  """Blocks, and positions in them: by class, about _CELLS numbers at a time."""
+  for features in blocks():
+    _check_features(features)
+    features = types.Features(*map(np.asarray, features))
+    width = features.logits.shape[1] + features.latent.shape[1]
+    rows = max(_CELLS // width, 1)
+    order = np.argsort(features.label, kind='stable')
+    for start in range(0, len(order), rows):
+      yield features, order[start : start + rows]
+
+
+def _on_all_cores(
+  fn: Callable[..., _Result], items: Iterable[tuple]
+) -> Iterator[_Result]:
+  """fn of each item, in their order; the first is done before all others."""
+  items = iter(items)
+  for first in itertools.islice(items, 1):
+    yield fn(*first)
+  cores = os.cpu_count() or 1
+  with concurrent.futures.ThreadPoolExecutor(cores) as threads:
+    ahead: collections.deque[concurrent.futures.Future] = collections.deque()
+    for item in items:
+      ahead.append(threads.submit(fn, *item))
+      if len(ahead) > 2 * cores:
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
 
 
 def _fit(
@@ -200,15 +226,15 @@ def _fit(
   scale, dead = _feature_scale(blocks, vector, scaling, count, mav, width)
   space = _Space(vector, mav, scale, width)
   if vector == 'evidence':
-    space = space.with_usual(_correct(blocks, vector))
+    space = space.with_usual(_correct(blocks, vector, space.parts))
   if tail_blocks is not None:
     blocks, count = tail_blocks, _counts(tail_blocks, vector, mav, width)
     _check_counts(count, class_names)
   wanted = [_tail_counts(count, *length) for length in lengths]
   kept = [np.minimum(size, count) for size in wanted]
   tails = _Tails(np.max(kept, axis=0))
-  for a, label, _ in _correct(blocks, vector):
-    tails.add(label, space.distance(a, label))
+  for distance, label, _ in _correct(blocks, vector, space.distance):
+    tails.add(label, distance)
   models = []
   for size, keep in zip(wanted, kept, strict=True):
     _warn_short(size, count, class_names)
@@ -396,14 +422,14 @@ def activation_vector(
   features: types.Features, vector: str, dtype: Any = np.float64
 ) -> np.ndarray:
   """[N, D]: what `vector` names, side by side."""
-  parts = [np.asarray(features.logits, dtype)]
+  parts = [np.asarray(features.logits)]
   if vector != 'logits':
-    parts.append(np.asarray(features.latent, dtype))
+    parts.append(np.asarray(features.latent))
   if vector == 'evidence' and len(features.reconstruction_error):
     error = np.asarray(features.reconstruction_error, np.float64)
     log_error = np.log(np.maximum(error, SMALLEST_ERROR))
-    parts.append(log_error[:, None].astype(dtype))
-  return np.concatenate(parts, axis=1)
+    parts.append(log_error[:, None])
+  return np.concatenate(parts, axis=1, dtype=dtype, casting='unsafe')
 
 
 class _Space(NamedTuple):
@@ -417,12 +443,11 @@ class _Space(NamedTuple):
   part_deviation: np.ndarray = np.zeros((0, 3))
 
   def with_usual(self, correct: _Correct) -> '_Space':
-    """The same with mean and deviation of the parts of training samples."""
+    """The same with mean and deviation of the `parts` of training samples."""
     num_classes = len(self.mav)
     count = np.zeros(num_classes)
     total, square = np.zeros((2, num_classes, 3))
-    for a, label, _ in correct:
-      parts = self._parts(a, label)
+    for parts, label, _ in correct:
       count += np.bincount(label, minlength=num_classes)
       _add_by_class(total, label, parts)
       _add_by_class(square, label, np.square(parts))
@@ -440,12 +465,14 @@ class _Space(NamedTuple):
   def distance(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
     """[N, D] and classes [N] -> [N]."""
     if self.vector != 'evidence':
-      return np.linalg.norm((a - self.mav[label]) / self.scale, axis=1)
-    above = self._parts(a, label) - self.part_mean[label]
+      a = a - self.mav[label]
+      a /= self.scale
+      return np.sqrt(np.einsum('nd,nd->n', a, a))
+    above = self.parts(a, label) - self.part_mean[label]
     above = np.maximum(above / self.part_deviation[label], 0.0)
     return np.linalg.norm(above * EVIDENCE_WEIGHTS, axis=1)
 
-  def _parts(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
+  def parts(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Shortfall of the logit, distance of code and of error, [N, 3].
 
     The last two are 0 where there is no such part.
@@ -523,50 +550,72 @@ def _largest(rows: Any, size: np.ndarray, first: int) -> np.ndarray:
   return tail
 
 
-def _correct(blocks: Blocks, vector: str) -> _Correct:
-  """Vectors and labels of the correctly classified, by piece; K and L."""
-  before = None
-  for features in blocks():
-    _check_features(features)
-    for piece in _pieces(features):
-      label, logits = np.asarray(piece.label), np.asarray(piece.logits)
-      right = np.argmax(logits, axis=1) == label
-      a = activation_vector(piece, vector)
-      # A sum is finite only if every term is; the costly look is for the rest.
-      with np.errstate(invalid='ignore', over='ignore'):
-        is_finite = np.isfinite(a.sum())
-      if not is_finite:
-        _check_finite(a, 'features')
-      sizes = logits.shape[1], np.shape(piece.latent)[1]
-      if before not in (None, (*sizes, a.shape[1])):
-        raise types.UsageError(
-          'blocks of features differ: classes, latent width and vector width '
-          f'were {before} and are {(*sizes, a.shape[1])}'
-        )
-      before = (*sizes, a.shape[1])
-      if not right.all():
-        a, label = a[right], label[right]
-      yield a, label.astype(np.int64), sizes
+def _correct(
+  blocks: Blocks,
+  vector: str,
+  fn: Callable[[np.ndarray, np.ndarray], Any],
+) -> _Correct:
+  """fn(vectors, labels) of the correctly classified, by piece, in order."""
+
+  def work(
+    features: types.Features, positions: np.ndarray
+  ) -> tuple[Any, np.ndarray, tuple[int, int, int]]:
+    piece = features.rows(positions)
+    right = np.argmax(piece.logits, axis=1) == piece.label
+    # A sum is finite only if every term is; the costly look is for the rest.
+    with np.errstate(invalid='ignore', over='ignore'):
+      parts = [piece.logits, piece.latent]
+      if vector == 'evidence':
+        parts.append(piece.reconstruction_error)
+      is_finite = np.isfinite(sum(part.sum() for part in parts))
+    if not is_finite:
+      _check_finite(activation_vector(piece, vector), 'features')
+    if not right.all():
+      piece = piece.rows(right)
+    a, label = activation_vector(piece, vector), piece.label.astype(np.int64)
+    sizes = piece.logits.shape[1], piece.latent.shape[1], a.shape[1]
+    return fn(a, label), label, sizes
+
+  before: tuple[int, ...] | None = None
+  for result, label, sizes in _on_all_cores(work, _pieces(blocks)):
+    if before not in (None, sizes):
+      raise types.UsageError(
+        'blocks of features differ: classes, latent width and vector width '
+        f'were {before} and are {sizes}'
+      )
+    before = sizes
+    yield result, label, (sizes[0], sizes[1])
 
 
 def _class_means(
   blocks: Blocks, vector: str
 ) -> tuple[np.ndarray, np.ndarray, int]:
   """Correct samples per class, [K], their means, [K, D], and L."""
-  count, total, shift = np.zeros(0, np.int64), np.zeros((0, 0)), np.zeros(0)
-  width = 0
-  for a, label, (num_classes, latent_width) in _correct(blocks, vector):
+  shift: Any = None
+
+  def sums(a: np.ndarray, label: np.ndarray) -> np.ndarray:
+    # Sums around the first piece's mean keep their digits at any offset.
+    nonlocal shift
+    if shift is None:
+      shift = a.mean(axis=0) if len(a) else np.zeros(a.shape[1])
+    return _sums(label, np.subtract(a, shift, out=a))
+
+  count, total, width = np.zeros(0, np.int64), np.zeros((0, 0)), 0
+  for found, label, (num_classes, latent_width) in _correct(
+    blocks, vector, sums
+  ):
     if not len(count):
       width = latent_width
-      # Sums around the first block's mean keep their digits at any offset.
-      shift = a.mean(axis=0) if len(a) else np.zeros(a.shape[1])
       count = np.zeros(num_classes, np.int64)
-      total = np.zeros((num_classes, a.shape[1]))
+      total = np.zeros((num_classes, found.shape[1]))
     count += np.bincount(label, minlength=num_classes)
-    _add_by_class(total, label, a - shift)
+    total[label[_starts(label)]] += found
   if not len(count):
     raise types.UserError('no features to fit on: there is no sample')
-  return count, shift + total / np.maximum(count, 1)[:, None], width
+  # In place: of 20,000 classes, one more copy is gigabytes.
+  total /= np.maximum(count, 1)[:, None]
+  total += shift
+  return count, total, width
 
 
 def _counts(
@@ -574,12 +623,14 @@ def _counts(
 ) -> np.ndarray:
   """Correct samples per class of blocks other than those of the means, [K]."""
   count = np.zeros(len(mav), np.int64)
-  for a, label, (num_classes, latent_width) in _correct(blocks, vector):
-    if (num_classes, a.shape[1]) != mav.shape or latent_width != width:
+  for vector_width, label, (num_classes, latent_width) in _correct(
+    blocks, vector, lambda a, _: a.shape[1]
+  ):
+    if (num_classes, vector_width) != mav.shape or latent_width != width:
       raise types.UsageError(
         f'tail_features have {num_classes} classes, a latent of width '
-        f'{latent_width} and vectors of {a.shape[1]}, features {mav.shape[0]}, '
-        f'{width} and {mav.shape[1]}'
+        f'{latent_width} and vectors of {vector_width}, features '
+        f'{mav.shape[0]}, {width} and {mav.shape[1]}'
       )
     count += np.bincount(label, minlength=num_classes)
   return count
@@ -587,10 +638,22 @@ def _counts(
 
 def _add_by_class(total: np.ndarray, label: np.ndarray, a: np.ndarray) -> None:
   """Adds rows of a [N, D], by class, to those of their classes in total."""
-  if not len(label):
-    return
-  start = np.flatnonzero(np.diff(label, prepend=-1))
-  total[label[start]] += np.add.reduceat(a, start, axis=0)
+  total[label[_starts(label)]] += _sums(label, a)
+
+
+def _starts(label: np.ndarray) -> np.ndarray:
+  """Where a new class begins among rows by class."""
+  return np.flatnonzero(np.diff(label, prepend=-1))
+
+
+def _sums(label: np.ndarray, a: np.ndarray) -> np.ndarray:
+  """Sums of rows of each class that is there, in order; rows are by class."""
+  start = _starts(label)
+  sums = np.empty((len(start), a.shape[1]))
+  # np.add.reduceat takes five times as long.
+  for first, end, out in zip(start, [*start[1:], len(a)], sums, strict=False):
+    np.add.reduce(a[first:end], axis=0, out=out)
+  return sums
 
 
 def _feature_scale(
@@ -626,8 +689,13 @@ def _deviations(
   """Deviation around the class means and around the mean of all, each [D]."""
   total = count.sum()
   within = np.zeros(mav.shape[1])
-  for a, label, _ in _correct(blocks, vector):
-    within += np.square(a - mav[label]).sum(axis=0)
+
+  def squares(a: np.ndarray, label: np.ndarray) -> np.ndarray:
+    a -= mav[label]
+    return np.einsum('nd,nd->d', a, a)
+
+  for found, *_ in _correct(blocks, vector, squares):
+    within += found
   between = count @ np.square(mav - count @ mav / total)
   return np.sqrt(within / total), np.sqrt((within + between) / total)
 
