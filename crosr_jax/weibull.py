@@ -111,7 +111,8 @@ def fit_stream(
 ) -> types.WeibullModel:
   """`fit` for features that come in blocks.
 
-  Memory is O(K D + the tails), whatever N is.
+  Memory is that of the class means, [K, D] in float64, once, and of the tails,
+  whatever N is.
 
   Args:
     blocks: called for each pass (class sums, then tails; scaling and
@@ -566,7 +567,10 @@ def _class_means(
     _add_by_class(total, label, a - shift)
   if not len(count):
     raise types.UserError('no features to fit on: there is no sample')
-  return count, shift + total / np.maximum(count, 1)[:, None], width
+  # In place: of 20,000 classes, one more copy is gigabytes.
+  total /= np.maximum(count, 1)[:, None]
+  total += shift
+  return count, total, width
 
 
 def _counts(
@@ -628,7 +632,12 @@ def _deviations(
   within = np.zeros(mav.shape[1])
   for a, label, _ in _correct(blocks, vector):
     within += np.square(a - mav[label]).sum(axis=0)
-  between = count @ np.square(mav - count @ mav / total)
+  center, between = count @ mav / total, np.zeros_like(within)
+  # Some classes at a time: a copy of all means can be gigabytes.
+  rows = max(_CELLS // len(center), 1)
+  for start in range(0, len(mav), rows):
+    part = slice(start, start + rows)
+    between += count[part] @ np.square(mav[part] - center)
   return np.sqrt(within / total), np.sqrt((within + between) / total)
 
 
