@@ -36,6 +36,8 @@ _NEAREST = 4
 # within bounds; but never more than memory has room for, 16 MiB each.
 _GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22
 _FEWEST_ROWS, _MOST_ROWS = 128, 2048
+# Bytes; arrays that begin elsewhere are copied by XLA.
+_ALIGNMENT = 64
 # Blocks at once: XLA computes on all cores in a matmul alone.
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -64,13 +66,15 @@ class _Fitted(NamedTuple):
 
   center: types.Array  # [D] mean of the MAVs
   unit: types.Array  # [D] 1 / feature_scale
-  mav: types.Array  # [K, D] less center, times unit
+  # [K, D] less center, times unit; of 'evidence' [K, D-K], all but the logits
+  mav: types.Array
+  own: types.Array  # [K] the same of each class's own logit
   shape: types.Array  # [K]
   loc: types.Array  # [K]
   scale: types.Array  # [K]
   one: types.Array  # [K] loc + scale: the distance where the CDF is 1 - 1/e
-  square: types.Array  # [3, K] squared norms of mav: of logits, latent, error;
-  # of 'joint' and 'logits' [1, K], of all together
+  square: types.Array  # [1, K] squared norms of mav; of 'evidence' [2, K], of
+  # latent and error
   part_mean: types.Array  # [3, K] of 'evidence'
   part_unit: types.Array  # [3, K] weight / part_deviation
 
@@ -83,6 +87,10 @@ def score(
   alpha: int = 10,
 ) -> types.Scores:
   """Scores N samples.
+
+  Takes no memory for them but the result's and that of a few blocks of rows,
+  16 MiB an array at most; for a model that of its means [K, D] in float32, once
+  (of 'evidence', without their logits).
 
   Args:
     features: of any net.
@@ -298,20 +306,16 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
   if width is None:
     return norms(x, fitted.mav, fitted.square[0])
   # As in weibull.py: own logit, code and, where there is one, error.
-  k = len(fitted.mav)
-  end = x.shape[1]
+  logits, rest = jnp.split(x, [len(fitted.own)], axis=1)
+  parts = [fitted.own[:, None] - logits.T]
+  code_and_error = slice(width), slice(width, None)
+  for columns, mav_square in zip(code_and_error, fitted.square, strict=True):
+    # Of a part that the features lack, 0.
+    parts.append(norms(rest[:, columns], fitted.mav[:, columns], mav_square))
   square = jnp.zeros(())
-  for i, (start, stop) in enumerate(((0, k), (k, k + width), (k + width, end))):
-    if start == stop:
-      # A part that the features lack tells nothing.
-      continue
-    if i == 0:
-      part = jnp.diagonal(fitted.mav)[:, None] - x[:, :k].T
-    else:
-      part = norms(
-        x[:, start:stop], fitted.mav[:, start:stop], fitted.square[i]
-      )
-    mean, unit = fitted.part_mean[i], fitted.part_unit[i]
+  for part, mean, unit in zip(
+    parts, fitted.part_mean, fitted.part_unit, strict=True
+  ):
     above = jnp.maximum((part - mean[:, None]) * unit[:, None], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
@@ -526,23 +530,36 @@ def _suitable(
 def _float32(model: types.WeibullModel) -> _Fitted:
   center = model.mav.mean(axis=0).astype(np.float32)
   unit = (1.0 / model.feature_scale).astype(np.float32)
-  # Row by row: of 20,000 classes, one more copy in float64 is gigabytes.
-  mav = np.empty(model.mav.shape, np.float32)
-  for row, mean in zip(mav, model.mav, strict=True):
-    row[:] = (mean - center) * unit
-  k, edges = len(mav), []
+  k, width = model.mav.shape
+  own = (np.diagonal(model.mav) - center[:k]) * unit[:k]
+  first, edges = 0, []
   if model.vector == 'evidence':
-    edges = [k, k + model.latent_width]
+    # It asks for distances of code and error alone.
+    first, edges = k, [model.latent_width]
+  mav = _aligned(k, width - first)
+  # Some classes at a time: of 20,000, a copy in float64 is gigabytes.
+  rows = max(_GOOD_CELLS // width, 1)
+  for start in range(0, k, rows):
+    part = model.mav[start : start + rows, first:]
+    mav[start : start + rows] = (part - center[first:]) * unit[first:]
   parts = np.split(mav, edges, axis=1)
   square = np.stack([np.einsum('kd,kd->k', x, x) for x in parts])
   weights = model.part_weight
   if not len(weights):
     weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
   arrays = (
-    *(mav, model.shape, model.loc, model.scale, model.loc + model.scale),
+    *(own, model.shape, model.loc, model.scale, model.loc + model.scale),
     *(square, model.part_mean.T, (weights / model.part_deviation).T),
   )
-  return _Fitted(center, unit, *(x.astype(np.float32) for x in arrays))
+  return _Fitted(center, unit, mav, *(x.astype(np.float32) for x in arrays))
+
+
+def _aligned(rows: int, columns: int) -> np.ndarray:
+  """An array of float32 that JAX on a CPU takes as it is, without a copy."""
+  count = rows * columns
+  memory = np.empty(count + _ALIGNMENT // 4, np.float32)
+  start = -memory.ctypes.data % _ALIGNMENT // 4
+  return memory[start : start + count].reshape(rows, columns)
 
 
 def _width_of_evidence(model: types.WeibullModel | None) -> int | None:

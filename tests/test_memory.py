@@ -1,4 +1,4 @@
-"""What a fit takes beside what it is given, where classes are many.
+"""What fit and score take beside what they are given, where classes are many.
 
 Each in a process of its own, this file as a script: a peak never falls.
 """
@@ -11,15 +11,51 @@ import warnings
 import numpy as np
 import pytest
 
-from crosr_jax import types, weibull
+from crosr_jax import scorer, types, weibull
 
 _STATUS = pathlib.Path('/proc/self/status')
+# What a program and its blocks take, about; more than a few cores compute on
+# more blocks at once.
+_FIXED = 350
+_THREADS = 2
 
 
 def _peak():
   """Of this process so far, MiB."""
   (line,) = (x for x in _STATUS.read_text().splitlines() if 'VmHWM' in x)
   return int(line.split()[1]) / 1024
+
+
+def _score(vector, k, width):
+  """Prints MiB of what was taken and of the class means in float32."""
+  import jax
+
+  jax.devices()
+  scorer._THREADS = _THREADS
+  rng = np.random.default_rng(0)
+  mav = np.multiply.outer(rng.normal(size=k), rng.normal(size=k + width))
+  mav[np.arange(k), np.arange(k)] += 30
+  fields = {}
+  if vector == 'evidence':
+    fields = {
+      'part_mean': np.ones((k, 3)),
+      'part_deviation': np.ones((k, 3)),
+      'latent_width': width,
+    }
+  model = types.WeibullModel(
+    vector,
+    np.ones(k + width),
+    mav,
+    *np.ones((3, k)),
+    np.full(k, 20),
+    np.zeros(k + width, bool),
+    **fields,
+  )
+  a = mav[:300].astype(np.float32)
+  features = types.Features(a[:, :k], a[:, k:], np.arange(300))
+  before = _peak()
+  assert (scorer.score(features, model).prediction == np.arange(300)).all()
+  print(_peak() - before, mav.nbytes / 2**21)
 
 
 def _fit(vector, k, width):
@@ -47,6 +83,9 @@ def _fit(vector, k, width):
 @pytest.mark.parametrize(
   ('what', 'vector', 'k', 'width', 'copies', 'fixed'),
   [
+    # The means in float32, once; of 'evidence', codes alone.
+    ('score', 'joint', 4000, 16_000, 1.0, _FIXED),
+    ('score', 'evidence', 10_000, 500, 0.05, _FIXED),
     # The means are the result.
     ('fit', 'evidence', 2000, 10_000, 1.0, 50),
   ],
@@ -62,4 +101,6 @@ def test_no_more_copies(environment, what, vector, k, width, copies, fixed):
 
 
 if __name__ == '__main__':
-  {'fit': _fit}[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))
+  {'score': _score, 'fit': _fit}[sys.argv[1]](
+    sys.argv[2], *map(int, sys.argv[3:])
+  )
