@@ -235,13 +235,13 @@ def _nearest(a: Array, added: tuple[Array, ...]) -> tuple[Array, ...]:
     _directions(jnp, a, center, unit), mav, jnp.sum(jnp.square(mav), axis=1)
   )
   log_power = scorer.log_power(away, shape, loc + scale, scale)
-  odds = scorer.log_odds_of_cdf(log_power, loc[None] - away)
-  nearest = jnp.argmin(odds - limit[None], axis=1)
+  odds = scorer.log_odds_of_cdf(log_power, loc[:, None] - away)
+  nearest = jnp.argmin(odds - limit[:, None], axis=0)
   column = jnp.arange(len(mav), dtype=nearest.dtype)
   is_nearest = column[None] == nearest[:, None]
 
   def own(x: Array) -> Array:
-    return jnp.take_along_axis(x, nearest[:, None], axis=1)[:, 0]
+    return jnp.take_along_axis(x, nearest[None], axis=0)[0]
 
   power = jnp.exp(own(log_power))
   return (

@@ -4,6 +4,8 @@ N samples, B rows of a block, K known classes, D activation width.
 
 Rows are scored in blocks of a fixed size by one program, each row on its own:
 a sample's score is the same, to the last bit, whatever else is in its batch.
+Inside it the samples come last, [K, B]: they fill a processor's registers where
+there are few classes.
 """
 
 import concurrent.futures
@@ -29,11 +31,13 @@ LARGEST_LOG_ODDS = 1e20
 # Up to this K * D, distances are sums of squared differences, which cancel
 # nothing; above, a matmul, and such sums for the nearest classes alone.
 _DIRECT = 16_384
-_NEAREST = 8
+_NEAREST = 4
 # Rows of a block: as many as make its [B, K] and [B, D] a good piece of work,
 # within bounds; but never more than memory has room for, 16 MiB each.
 _GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22
-_FEWEST_ROWS, _MOST_ROWS = 128, 1024
+_FEWEST_ROWS, _MOST_ROWS = 128, 2048
+# Bytes; arrays that begin elsewhere are copied by XLA.
+_ALIGNMENT = 64
 # Blocks at once: XLA computes on all cores in a matmul alone.
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -62,13 +66,15 @@ class _Fitted(NamedTuple):
 
   center: types.Array  # [D] mean of the MAVs
   unit: types.Array  # [D] 1 / feature_scale
-  mav: types.Array  # [K, D] less center, times unit
+  # [K, D] less center, times unit; of 'evidence' [K, D-K], all but the logits
+  mav: types.Array
+  own: types.Array  # [K] the same of each class's own logit
   shape: types.Array  # [K]
   loc: types.Array  # [K]
   scale: types.Array  # [K]
   one: types.Array  # [K] loc + scale: the distance where the CDF is 1 - 1/e
-  square: types.Array  # [3, K] squared norms of mav: of logits, latent, error;
-  # of 'joint' and 'logits' [1, K], of all together
+  square: types.Array  # [1, K] squared norms of mav; of 'evidence' [2, K], of
+  # latent and error
   part_mean: types.Array  # [3, K] of 'evidence'
   part_unit: types.Array  # [3, K] weight / part_deviation
 
@@ -81,6 +87,10 @@ def score(
   alpha: int = 10,
 ) -> types.Scores:
   """Scores N samples.
+
+  Takes no memory for them but the result's and that of a few blocks of rows,
+  16 MiB an array at most; for a model that of its means [K, D] in float32, once
+  (of 'evidence', without their logits).
 
   Args:
     features: of any net.
@@ -278,80 +288,79 @@ def _program(
   d = _distances(a, fitted, width)
   if method == 'openmax':
     return _openmax(
-      logits, log_power(d, fitted.shape, fitted.one, fitted.scale), alpha
+      logits, log_power(d, fitted.shape, fitted.one, fitted.scale).T, alpha
     )
-  return _crosr(logits, d, fitted)
+  return _crosr(logits.T, d, fitted)
 
 
 @functools.partial(jax.jit, static_argnames=('width',))
 def _distance_program(
   a: Array, fitted: _Fitted, *, width: int | None
 ) -> tuple[Array]:
-  return (_distances(a, fitted, width),)
+  return (_distances(a, fitted, width).T,)
 
 
 def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
-  """[B, D] -> [B, K]; width: of the latent in 'evidence', None = a norm."""
+  """[B, D] -> [K, B]; width: of the latent in 'evidence', None = a norm."""
   x = (a - fitted.center[None, :]) * fitted.unit[None, :]
   if width is None:
     return norms(x, fitted.mav, fitted.square[0])
   # As in weibull.py: own logit, code and, where there is one, error.
-  k = len(fitted.mav)
-  end = x.shape[1]
+  logits, rest = jnp.split(x, [len(fitted.own)], axis=1)
+  parts = [fitted.own[:, None] - logits.T]
+  code_and_error = slice(width), slice(width, None)
+  for columns, mav_square in zip(code_and_error, fitted.square, strict=True):
+    # Of a part that the features lack, 0.
+    parts.append(norms(rest[:, columns], fitted.mav[:, columns], mav_square))
   square = jnp.zeros(())
-  for i, (start, stop) in enumerate(((0, k), (k, k + width), (k + width, end))):
-    if start == stop:
-      # A part that the features lack tells nothing.
-      continue
-    if i == 0:
-      part = jnp.diagonal(fitted.mav)[None, :] - x[:, :k]
-    else:
-      part = norms(
-        x[:, start:stop], fitted.mav[:, start:stop], fitted.square[i]
-      )
-    mean, unit = fitted.part_mean[i], fitted.part_unit[i]
-    above = jnp.maximum((part - mean[None, :]) * unit[None, :], 0.0)
+  for part, mean, unit in zip(
+    parts, fitted.part_mean, fitted.part_unit, strict=True
+  ):
+    above = jnp.maximum((part - mean[:, None]) * unit[:, None], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
 
 
 def norms(x: Array, mav: Array, mav_square: Array) -> Array:
-  """Norms of x [B, D] less each of mav [K, D], [B, K].
+  """Norms of x [B, D] less each of mav [K, D], [K, B].
 
   `mav_square` is the squared norms of mav, [K].
   """
   if mav.size <= _DIRECT:
     difference = x[:, None, :] - mav[None, :, :]
-    return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2))
-  product = jnp.matmul(x, mav.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2)).T
+  product = jnp.matmul(mav, x.T, precision=jax.lax.Precision.HIGHEST)
   square = (
-    jnp.sum(jnp.square(x), axis=1, keepdims=True)
-    + mav_square[None, :]
+    jnp.sum(jnp.square(x), axis=1)[None, :]
+    + mav_square[:, None]
     - 2.0 * product
   )
   # What is left of two large squares near a class mean has few true digits.
-  _, nearest = jax.lax.top_k(-square, min(_NEAREST, square.shape[1]))
+  _, nearest = jax.lax.top_k(-square.T, min(_NEAREST, len(mav)))
   exact = jax.lax.map(
-    lambda i: jnp.sum(jnp.square(x - mav[i]), axis=1), nearest.T
+    lambda i: jnp.sum(
+      jnp.square(x - mav.at[i].get(mode='promise_in_bounds')), axis=1
+    ),
+    nearest.T,
   )
-  row = jnp.arange(x.shape[0], dtype=nearest.dtype)[:, None]
-  return jnp.sqrt(jnp.maximum(square.at[row, nearest].set(exact.T), 0.0))
+  row = jnp.arange(x.shape[0], dtype=nearest.dtype)[None, :]
+  return jnp.sqrt(jnp.maximum(square.at[nearest.T, row].set(exact), 0.0))
 
 
 def log_power(d: Array, shape: Array, one: Array, scale: Array) -> Array:
-  """log of t = ((d - loc) / scale)**shape, [B, K]; cdf = 1 - exp(-t).
+  """log of t = ((d - loc) / scale)**shape, [K, B]; cdf = 1 - exp(-t).
 
   Through log1p around the point where t is 1: the digits of d - loc - scale
   are all there, however large the shape.
 
   Args:
-    d: distances, [B, K].
+    d: distances, [K, B].
     shape: [K].
     one: loc + scale, [K].
     scale: [K].
   """
-  x = jnp.maximum((d - one[None, :]) / scale[None, :], -1.0)
-  return shape[None, :] * jnp.log1p(x)
+  x = jnp.maximum((d - one[:, None]) / scale[:, None], -1.0)
+  return shape[:, None] * jnp.log1p(x)
 
 
 def _log_cdf(log_t: Array, t: Array) -> Array:
@@ -360,7 +369,7 @@ def _log_cdf(log_t: Array, t: Array) -> Array:
 
 
 def log_odds_of_cdf(log_t: Array, inside: Array) -> Array:
-  """log(w / (1 - w)), [B, K], carried on where it ends, as `_extend` does.
+  """log(w / (1 - w)), [K, B], carried on where it ends, as `_extend` does.
 
   Args:
     log_t: as log_power has it; w = 1 - exp(-t).
@@ -396,33 +405,36 @@ def _openmax(
 
 
 def _crosr(logits: Array, d: Array, fitted: _Fitted) -> tuple[Array, Array]:
-  """p_i = softmax_i (1 - w_i), p_unknown = sum of softmax_i w_i."""
+  """p_i = softmax_i (1 - w_i), p_unknown = sum of softmax_i w_i.
+
+  Of logits and distances [K, B].
+  """
   log_t = log_power(d, fitted.shape, fitted.one, fitted.scale)
   t = jnp.exp(log_t)
-  log_closed = jax.nn.log_softmax(logits, axis=1)
+  log_closed = jax.nn.log_softmax(logits, axis=0)
   known, _, log_known = _exponentials(log_closed - t)
   _, unknown, log_unknown = _exponentials(log_closed + _log_cdf(log_t, t))
   # log of the least t_i - log p_i; where float32 ends, t alone counts.
-  least = jnp.min(t - log_closed, axis=1)
-  log_least = jnp.where(jnp.isfinite(least), jnp.log(least), log_t.min(axis=1))
-  inside = jnp.min(fitted.loc[None] - d, axis=1)
+  least = jnp.min(t - log_closed, axis=0)
+  log_least = jnp.where(jnp.isfinite(least), jnp.log(least), log_t.min(axis=0))
+  inside = jnp.min(fitted.loc[:, None] - d, axis=0)
   return (
-    jnp.concatenate([known, unknown], axis=1),
+    jnp.concatenate([known, unknown]).T,
     _extend(log_unknown, -log_known, log_least, inside),
   )
 
 
 def _exponentials(x: Array) -> tuple[Array, Array, Array]:
-  """exp(x) [B, K], their sums [B, 1], and the logarithms of those [B].
+  """exp(x) [K, B], their sums [1, B], and the logarithms of those [B].
 
   The last as accurate where all of the others are 0.
   """
-  top = x.max(axis=1, keepdims=True)
+  top = x.max(axis=0, keepdims=True)
   top = jnp.where(jnp.isfinite(top), top, 0.0)
   value = jnp.exp(x - top)
-  total = value.sum(axis=1, keepdims=True)
+  total = value.sum(axis=0, keepdims=True)
   unit = jnp.exp(top)
-  return value * unit, total * unit, (top + jnp.log(total))[:, 0]
+  return value * unit, total * unit, (top + jnp.log(total))[0]
 
 
 def _extend(
@@ -471,7 +483,8 @@ def by_blocks(
     stop = len(block)
     if stop < rows:
       block = np.pad(block, ((0, rows - stop), (0, 0)))
-    found = program(jax.device_put(block, device), fitted)
+    with jax.default_device(device):
+      found = program(block, fitted)
     return [np.asarray(x)[:stop] for x in found]
 
   first = run(0)
@@ -517,23 +530,36 @@ def _suitable(
 def _float32(model: types.WeibullModel) -> _Fitted:
   center = model.mav.mean(axis=0).astype(np.float32)
   unit = (1.0 / model.feature_scale).astype(np.float32)
-  # Row by row: of 20,000 classes, one more copy in float64 is gigabytes.
-  mav = np.empty(model.mav.shape, np.float32)
-  for row, mean in zip(mav, model.mav, strict=True):
-    row[:] = (mean - center) * unit
-  k, edges = len(mav), []
+  k, width = model.mav.shape
+  own = (np.diagonal(model.mav) - center[:k]) * unit[:k]
+  first, edges = 0, []
   if model.vector == 'evidence':
-    edges = [k, k + model.latent_width]
+    # It asks for distances of code and error alone.
+    first, edges = k, [model.latent_width]
+  mav = _aligned(k, width - first)
+  # Some classes at a time: of 20,000, a copy in float64 is gigabytes.
+  rows = max(_GOOD_CELLS // width, 1)
+  for start in range(0, k, rows):
+    part = model.mav[start : start + rows, first:]
+    mav[start : start + rows] = (part - center[first:]) * unit[first:]
   parts = np.split(mav, edges, axis=1)
   square = np.stack([np.einsum('kd,kd->k', x, x) for x in parts])
   weights = model.part_weight
   if not len(weights):
     weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
   arrays = (
-    *(mav, model.shape, model.loc, model.scale, model.loc + model.scale),
+    *(own, model.shape, model.loc, model.scale, model.loc + model.scale),
     *(square, model.part_mean.T, (weights / model.part_deviation).T),
   )
-  return _Fitted(center, unit, *(x.astype(np.float32) for x in arrays))
+  return _Fitted(center, unit, mav, *(x.astype(np.float32) for x in arrays))
+
+
+def _aligned(rows: int, columns: int) -> np.ndarray:
+  """An array of float32 that JAX on a CPU takes as it is, without a copy."""
+  count = rows * columns
+  memory = np.empty(count + _ALIGNMENT // 4, np.float32)
+  start = -memory.ctypes.data % _ALIGNMENT // 4
+  return memory[start : start + count].reshape(rows, columns)
 
 
 def _width_of_evidence(model: types.WeibullModel | None) -> int | None:

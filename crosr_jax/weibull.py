@@ -115,7 +115,8 @@ def fit_stream(
 ) -> types.WeibullModel:
   """`fit` for features that come in blocks.
 
-  Memory is O(K D + the tails), whatever N is.
+  Memory is that of the class means, [K, D] in float64, once, and of the tails,
+  whatever N is.
 
   Args:
     blocks: called for each pass (class sums, then tails; scaling and
@@ -696,7 +697,12 @@ def _deviations(
 
   for found, *_ in _correct(blocks, vector, squares):
     within += found
-  between = count @ np.square(mav - count @ mav / total)
+  center, between = count @ mav / total, np.zeros_like(within)
+  # Some classes at a time: a copy of all means can be gigabytes.
+  rows = max(_CELLS // len(center), 1)
+  for start in range(0, len(mav), rows):
+    part = slice(start, start + rows)
+    between += count[part] @ np.square(mav[part] - center)
   return np.sqrt(within / total), np.sqrt((within + between) / total)
 
 

@@ -1,0 +1,106 @@
+"""What fit and score take beside what they are given, where classes are many.
+
+Each in a process of its own, this file as a script: a peak never falls.
+"""
+
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from crosr_jax import scorer, types, weibull
+
+_STATUS = pathlib.Path('/proc/self/status')
+# What a program and its blocks take, about; more than a few cores compute on
+# more blocks at once.
+_FIXED = 350
+_THREADS = 2
+
+
+def _peak():
+  """Of this process so far, MiB."""
+  (line,) = (x for x in _STATUS.read_text().splitlines() if 'VmHWM' in x)
+  return int(line.split()[1]) / 1024
+
+
+def _score(vector, k, width):
+  """Prints MiB of what was taken and of the class means in float32."""
+  import jax
+
+  jax.devices()
+  scorer._THREADS = _THREADS
+  rng = np.random.default_rng(0)
+  mav = np.multiply.outer(rng.normal(size=k), rng.normal(size=k + width))
+  mav[np.arange(k), np.arange(k)] += 30
+  fields = {}
+  if vector == 'evidence':
+    fields = {
+      'part_mean': np.ones((k, 3)),
+      'part_deviation': np.ones((k, 3)),
+      'latent_width': width,
+    }
+  model = types.WeibullModel(
+    vector,
+    np.ones(k + width),
+    mav,
+    *np.ones((3, k)),
+    np.full(k, 20),
+    np.zeros(k + width, bool),
+    **fields,
+  )
+  a = mav[:300].astype(np.float32)
+  features = types.Features(a[:, :k], a[:, k:], np.arange(300))
+  before = _peak()
+  assert (scorer.score(features, model).prediction == np.arange(300)).all()
+  print(_peak() - before, mav.nbytes / 2**21)
+
+
+def _fit(vector, k, width):
+  """Prints MiB of what was taken and of the class means in float64."""
+  rng = np.random.default_rng(0)
+  cells = 200 * (k + width)
+  noise = rng.standard_normal(cells + 3 * k, dtype=np.float32)
+
+  def blocks():
+    for start in range(0, 3 * k, 200):
+      label = np.arange(start, start + 200) % k
+      a = noise[start : start + cells].reshape(200, -1).copy()
+      a[np.arange(200), label] += 20
+      yield types.Features(a[:, :k], a[:, k:], label)
+
+  warnings.simplefilter('ignore')
+  before = _peak()
+  model = weibull.fit_stream(
+    blocks, vector=vector, scaling='within_class', tail_size=20
+  )
+  print(_peak() - before, model.mav.nbytes / 2**20)
+
+
+@pytest.mark.skipif(not _STATUS.exists(), reason='needs /proc')
+@pytest.mark.parametrize(
+  ('what', 'vector', 'k', 'width', 'copies', 'fixed'),
+  [
+    # The means in float32, once; of 'evidence', codes alone.
+    ('score', 'joint', 4000, 16_000, 1.0, _FIXED),
+    ('score', 'evidence', 10_000, 500, 0.05, _FIXED),
+    # The means are the result.
+    ('fit', 'evidence', 2000, 10_000, 1.0, 50),
+  ],
+)
+def test_no_more_copies(environment, what, vector, k, width, copies, fixed):
+  done = subprocess.run(
+    [sys.executable, __file__, what, vector, str(k), str(width)],
+    env=environment, capture_output=True, text=True,
+  )  # fmt: skip
+  assert not done.returncode, done.stderr
+  taken, means = map(float, done.stdout.split())
+  assert taken < copies * means + fixed, (taken, means)
+
+
+if __name__ == '__main__':
+  {'score': _score, 'fit': _fit}[sys.argv[1]](
+    sys.argv[2], *map(int, sys.argv[3:])
+  )
