@@ -50,6 +50,4 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   config.train.batch_size = 64
   config.train.num_steps = 4_000
   config.train.learning_rate = 0.03
-  # Ranked on stand-ins for unknowns, see docs/experiments.md.
-  config.train.mixup = 0.3
   return config

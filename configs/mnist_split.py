@@ -48,8 +48,6 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   # against .972.
   config.train.shift = 2
   config.train.rotate = 10.0
-  # With these it costs more than it gains, see docs/experiments.md.
-  config.train.mixup = 0.0
   config.data.splits = (
     PUBLISHED if variant == 'published' else splits.distinct(10, 6, 5, seed=0)
   )
