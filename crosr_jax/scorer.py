@@ -307,15 +307,15 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
     return norms(x, fitted.mav, fitted.square[0])
   # As in weibull.py: own logit, code and, where there is one, error.
   logits, rest = jnp.split(x, [len(fitted.own)], axis=1)
-  parts = [fitted.own[:, None] - logits.T]
-  code_and_error = slice(width), slice(width, None)
-  for columns, mav_square in zip(code_and_error, fitted.square, strict=True):
-    # Of a part that the features lack, 0.
-    parts.append(norms(rest[:, columns], fitted.mav[:, columns], mav_square))
+  parts = [(0, fitted.own[:, None] - logits.T)]
+  for i, columns in ((1, slice(width)), (2, slice(width, None))):
+    mav = fitted.mav[:, columns]
+    # A part that the features lack tells nothing.
+    if mav.shape[1]:
+      parts.append((i, norms(rest[:, columns], mav, fitted.square[i - 1])))
   square = jnp.zeros(())
-  for part, mean, unit in zip(
-    parts, fitted.part_mean, fitted.part_unit, strict=True
-  ):
+  for i, part in parts:
+    mean, unit = fitted.part_mean[i], fitted.part_unit[i]
     above = jnp.maximum((part - mean[:, None]) * unit[:, None], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
