@@ -45,8 +45,8 @@ def rows(model: dhrnet.DHRNet, image_shape: Sequence[int]) -> list[Row]:
     )
     return state['intermediates']
 
-  # The names by which operations are told apart, whatever flax_profile says, and
-  # convolutions by their definition, not as a CPU computes them.
+  # The names by which operations are told apart, whatever flax_profile says;
+  # and convolutions by their definition, not as a CPU computes them.
   with nn.override_named_call(True), layers.stock_operations():
     jaxpr, outputs = jax.make_jaxpr(run, return_shape=True)(variables, image)
   parts = {k: v for k, v in _parts(len(model.blocks)) if k in outputs}
