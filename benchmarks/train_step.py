@@ -28,7 +28,7 @@ NETS = {
   'fast': ('fast_cnn', 48, (32, 32, 3), 0.0, 0.0, 256),
 }
 _MEAN, _DEVIATION = 0.4, 0.3
-_RULE = {
+RULE = {
   'optimizer': 'sgd',
   'learning_rate': 0.01,
   'momentum': 0.9,
@@ -102,10 +102,12 @@ def _cases(name: str, steps: int, compiled: bool) -> dict[str, timing.Case]:
   return cases
 
 
-def _ours(name: str, steps: int) -> timing.Case:
-  image, label = data(name)
-  model, _ = net(name)
-  rule, rate = optimizer.build(1000, **_RULE)
+def training(model, image, num_steps: int, fields):
+  """Steps without augmentation, and the state before them.
+
+  `fields` are those of optimizer.build.
+  """
+  rule, rate = optimizer.build(num_steps, **fields)
   root = jax.random.key(0)
   engine = sharding.engine(
     functools.partial(
@@ -120,7 +122,14 @@ def _ours(name: str, steps: int) -> timing.Case:
       average=0.0,
     )
   )
-  state = engine.place(train.init_state(model, rule, image, root))
+  return engine, train.init_state(model, rule, image, root)
+
+
+def _ours(name: str, steps: int) -> timing.Case:
+  image, label = data(name)
+  model, _ = net(name)
+  engine, state = training(model, image, 1000, RULE)
+  state = engine.place(state)
   mask = np.ones(len(label), bool)
   batch = types.Batch(image, label, mask), np.arange(len(label), dtype=np.int32)
 

@@ -61,14 +61,13 @@ def pack_onnx(model: openset.OpenSetModel, card: Mapping[str, Any]) -> bytes:
     raise types.UsageError(
       "ONNX needs a converter: pip install 'crosr_jax[onnx]'"
     ) from None
-  with layers.stock_operations():
-    found = jax2onnx.to_onnx(
-      _run(model),
-      [jax.ShapeDtypeStruct(('N', *model.image_shape), jnp.uint8)],
-      model_name='crosr_jax',
-      input_names=['image'],
-      output_names=['probability', 'unknown_score', 'prediction'],
-    )
+  found = jax2onnx.to_onnx(
+    _run(model),
+    [jax.ShapeDtypeStruct(('N', *model.image_shape), jnp.uint8)],
+    model_name='crosr_jax',
+    input_names=['image'],
+    output_names=['probability', 'unknown_score', 'prediction'],
+  )
   for key, value in {**_facts(model), 'card': dict(card)}.items():
     entry = found.metadata_props.add()
     entry.key, entry.value = key, json.dumps(value)
@@ -133,13 +132,15 @@ def function(model: openset.OpenSetModel) -> jax.export.Exported:
     variables = jax.lax.optimization_barrier(model.variables)
     return _run(dataclasses.replace(model, variables=variables))(image)
 
-  with layers.stock_operations():
-    return jax.export.export(jax.jit(run), platforms=PLATFORMS)(image)
+  return jax.export.export(jax.jit(run), platforms=PLATFORMS)(image)
 
 
 def _run(model: openset.OpenSetModel) -> Callable[..., tuple[jax.Array, ...]]:
   def run(image: jax.Array) -> tuple[jax.Array, ...]:
-    logits, latent, *error = features.traced(model.net, model.variables, image)
+    with layers.stock_operations():
+      logits, latent, *error = features.traced(
+        model.net, model.variables, image
+      )
     if model.method == 'augmented':
       logits, latent = logits[:, :-1], logits[:, -1:]
     probability, unknown_score = scorer.traced(

@@ -31,7 +31,7 @@ LARGEST_LOG_ODDS = 1e20
 # Up to this K * D, distances are sums of squared differences, which cancel
 # nothing; above, a matmul, and such sums for the nearest classes alone.
 _DIRECT = 16_384
-_NEAREST = 4
+_NEAREST = 8
 # Rows of a block: as many as make its [B, K] and [B, D] a good piece of work,
 # within bounds; but never more than memory has room for, 16 MiB each.
 _GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22

@@ -594,15 +594,16 @@ def _class_means(
   """Correct samples per class, [K], their means, [K, D], and L."""
   shift: Any = None
 
-  def sums(a: np.ndarray, label: np.ndarray) -> np.ndarray:
+  def sums(a: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Sums around the first piece's mean keep their digits at any offset.
     nonlocal shift
     if shift is None:
       shift = a.mean(axis=0) if len(a) else np.zeros(a.shape[1])
-    return _sums(label, np.subtract(a, shift, out=a))
+    a -= shift
+    return _sums(label, a)
 
   count, total, width = np.zeros(0, np.int64), np.zeros((0, 0)), 0
-  for found, label, (num_classes, latent_width) in _correct(
+  for (classes, found), label, (num_classes, latent_width) in _correct(
     blocks, vector, sums
   ):
     if not len(count):
@@ -610,7 +611,7 @@ def _class_means(
       count = np.zeros(num_classes, np.int64)
       total = np.zeros((num_classes, found.shape[1]))
     count += np.bincount(label, minlength=num_classes)
-    total[label[_starts(label)]] += found
+    total[classes] += found
   if not len(count):
     raise types.UserError('no features to fit on: there is no sample')
   # In place: of 20,000 classes, one more copy is gigabytes.
@@ -639,22 +640,18 @@ def _counts(
 
 def _add_by_class(total: np.ndarray, label: np.ndarray, a: np.ndarray) -> None:
   """Adds rows of a [N, D], by class, to those of their classes in total."""
-  total[label[_starts(label)]] += _sums(label, a)
+  classes, sums = _sums(label, a)
+  total[classes] += sums
 
 
-def _starts(label: np.ndarray) -> np.ndarray:
-  """Where a new class begins among rows by class."""
-  return np.flatnonzero(np.diff(label, prepend=-1))
-
-
-def _sums(label: np.ndarray, a: np.ndarray) -> np.ndarray:
-  """Sums of rows of each class that is there, in order; rows are by class."""
-  start = _starts(label)
+def _sums(label: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Classes that are there, and the sums of their rows, which are by class."""
+  start = np.flatnonzero(np.diff(label, prepend=-1))
   sums = np.empty((len(start), a.shape[1]))
   # Row by row along memory, which np.add.reduceat is not.
   for first, end, out in zip(start, [*start[1:], len(a)], sums, strict=False):
     np.add.reduce(a[first:end], axis=0, out=out)
-  return sums
+  return label[start], sums
 
 
 def _feature_scale(

@@ -101,8 +101,8 @@ def test_distances_of_samples_near_a_mean_keep_their_digits():
   for k in (5, 200):
     mav = generator.normal(0, 50, (k, 100))
     if k == 200:
-      # Four classes are near each sample.
-      mav = np.repeat(mav[::4], 4, axis=0) + generator.normal(0, 0.1, mav.shape)
+      # Eight classes are near each sample.
+      mav = np.repeat(mav[::8], 8, axis=0) + generator.normal(0, 0.1, mav.shape)
     model = types.WeibullModel(
       'logits', np.ones(100), mav, *np.ones((3, k)), np.full(k, 20), mav[0] > 99
     )

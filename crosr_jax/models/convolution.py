@@ -60,6 +60,13 @@ _A = np.array(
 _CHUNK_BYTES = 6_000_000
 
 
+def _keeping_both(
+  fn: Callable[[Array, Array], Array],
+) -> Callable[[Array, Array], tuple[Array, tuple[Array, Array]]]:
+  """fn, and what it was given: all that its gradients need."""
+  return lambda x, other: (fn(x, other), (x, other))
+
+
 @jax.custom_vjp
 def convolve(x: Array, kernel: Array) -> Array:
   """What lax.conv gives with stride 1 and padding 'SAME', to rounding.
@@ -80,12 +87,6 @@ def convolve(x: Array, kernel: Array) -> Array:
   return _in_chunks(some, (x,), kernel.shape)
 
 
-def _convolve_forward(
-  x: Array, kernel: Array
-) -> tuple[Array, tuple[Array, Array]]:
-  return convolve(x, kernel), (x, kernel)
-
-
 def _convolve_backward(
   residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
@@ -93,7 +94,7 @@ def _convolve_backward(
   return convolve(gradient, _turned(kernel)), kernel_gradient(x, gradient)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(_keeping_both(convolve), _convolve_backward)
 
 
 @jax.custom_vjp
@@ -121,12 +122,6 @@ def kernel_gradient(x: Array, gradient: Array) -> Array:
   )  # fmt: skip
 
 
-def _kernel_gradient_forward(
-  x: Array, gradient: Array
-) -> tuple[Array, tuple[Array, Array]]:
-  return kernel_gradient(x, gradient), (x, gradient)
-
-
 def _kernel_gradient_backward(
   residuals: tuple[Array, Array], back: Array
 ) -> tuple[Array, Array]:
@@ -134,7 +129,9 @@ def _kernel_gradient_backward(
   return convolve(gradient, _turned(back)), convolve(x, back)
 
 
-kernel_gradient.defvjp(_kernel_gradient_forward, _kernel_gradient_backward)
+kernel_gradient.defvjp(
+  _keeping_both(kernel_gradient), _kernel_gradient_backward
+)
 
 
 def _turned(kernel: Array) -> Array:
