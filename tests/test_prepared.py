@@ -555,7 +555,7 @@ def _command(environment, *arguments, **options):
   [
     ([], 2, ['name a data set', 'mnist, omniglot']),
     (['minst'], 2, ["'minst'", "did you mean 'mnist'?"]),
-    (['mnist', '--manual_dir=/nowhere'], 2, ['/nowhere', 'No such file']),
+    (['mnist', '--manual_dir=no/such'], 2, ['no/such', 'No such file']),
     (['mnist', '--manual_dir=setup.cfg'], 2, ['setup.cfg is a file']),
     (['mnist', '--manualdir=x'], 2, ['manualdir']),
     (['mnist', '--data_dir=setup.cfg'], 2, ['setup.cfg is a file']),
