@@ -18,6 +18,43 @@ from crosr_jax.data import images, splits
 _AHEAD = 4
 
 
+def rows(
+  label: np.ndarray, batch_size: int, seed: int, *, balanced: bool = False
+) -> Callable[[int], np.ndarray]:
+  """Which samples a step sees: steps from 0 on -> indices [B] uint32.
+
+  Every epoch is a new permutation; its remainder is dropped.
+
+  Args:
+    label: of the samples to train on, [N].
+    batch_size: B.
+    seed: of the order.
+    balanced: whether an epoch has as many samples of each class as the largest
+      class has, those of smaller ones several times.
+
+  Raises:
+    UsageError: where one batch is more than all samples.
+  """
+  check_size('train.batch_size', batch_size, len(label))
+
+  @functools.lru_cache(maxsize=2)
+  def order(epoch: int) -> np.ndarray:
+    generator = np.random.default_rng([seed, epoch])
+    among = np.arange(len(label))
+    if balanced:
+      among = _evened(label, generator)
+    return generator.permutation(among)
+
+  per_epoch = len(order(0)) // batch_size
+
+  def of(step: int) -> np.ndarray:
+    epoch, i = divmod(step, per_epoch)
+    chosen = order(epoch)[i * batch_size : (i + 1) * batch_size]
+    return chosen.astype(np.uint32)
+
+  return of
+
+
 def training(
   samples: splits.Labelled,
   batch_size: int,
@@ -28,38 +65,24 @@ def training(
 ) -> Iterator[tuple[types.Batch, np.ndarray]]:
   """Endless batches from a step on, with each row's index in the data, [B].
 
-  Every epoch is a new permutation; its remainder is dropped.
-
   Args:
     samples: to train on.
     batch_size: B.
-    seed: of the order.
+    seed: see `rows`.
     first_step: from 0.
-    balanced: whether an epoch has as many samples of each class as the largest
-      class has, those of smaller ones several times.
+    balanced: see `rows`.
 
   Raises:
     UsageError: where one batch is more than all samples.
   """
-  check_size('train.batch_size', batch_size, len(samples.label))
+  of = rows(samples.label, batch_size, seed, balanced=balanced)
   mask = np.ones(batch_size, bool)
 
-  @functools.lru_cache(maxsize=2)
-  def order(epoch: int) -> np.ndarray:
-    generator = np.random.default_rng([seed, epoch])
-    rows = np.arange(len(samples.label))
-    if balanced:
-      rows = _evened(samples.label, generator)
-    return generator.permutation(rows)
-
-  per_epoch = len(order(0)) // batch_size
-
   def batch(step: int) -> tuple[types.Batch, np.ndarray]:
-    epoch, i = divmod(step, per_epoch)
-    rows = order(epoch)[i * batch_size : (i + 1) * batch_size]
+    index = of(step)
     return (
-      types.Batch(samples.image[rows], samples.label[rows], mask),
-      rows.astype(np.uint32),
+      types.Batch(samples.image[index], samples.label[index], mask),
+      index,
     )
 
   if images.is_lazy(samples.image):
