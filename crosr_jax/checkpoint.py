@@ -6,6 +6,7 @@ Layout of a workdir:
   damaged/<step>/            checkpoints that could not be trusted
 """
 
+import concurrent.futures
 import hashlib
 import json
 import logging
@@ -21,7 +22,11 @@ from crosr_jax import files, types
 
 
 class Checkpoints:
-  """The newest `keep` checkpoints of a workdir; a context manager."""
+  """The newest `keep` checkpoints of a workdir; a context manager.
+
+  They are written by a thread of their own, one after the other, and all of
+  them are on disk when the context ends.
+  """
 
   def __init__(self, workdir: pathlib.Path, keep: int):
     self._steps = workdir / 'checkpoints'
@@ -38,12 +43,23 @@ class Checkpoints:
       ),
       item_names=('state', 'log'),
     )
+    self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
+    self._written: concurrent.futures.Future[None] | None = None
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self._manager.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    try:
+      self.wait()
+    except types.UserError as error:
+      if kind is None:
+        raise
+      # The user is told of what ended the training.
+      logging.error('%s', error)
+    finally:
+      self._writer.shutdown()
+      self._manager.close()
 
   def restore(self, like: Any) -> tuple[Any, dict] | None:
     """The newest whole checkpoint, as `save` was given it; None = no one.
@@ -62,8 +78,10 @@ class Checkpoints:
     """The state of one step that is kept.
 
     Raises:
-      UserError: where it is damaged, gone, or of another structure.
+      UserError: where it is damaged, gone, or of another structure; or as
+        `wait`.
     """
+    self.wait()
     if fault := self._fault(step):
       raise types.UserError(
         f'checkpoint {step} in {self._steps} is the best, and cannot be '
@@ -99,14 +117,43 @@ class Checkpoints:
   def save(
     self, step: int, state: Any, log: dict, *, best: int | None = None
   ) -> None:
-    """Saves, waits until it is on disk, writes the digests, then prunes.
+    """Begins to save, once what was saved before is on disk.
+
+    A step counts as saved when its digests are written, after all its files;
+    only then are others pruned.
 
     Args:
       step: of the state.
-      state: a NamedTuple of trees of arrays.
-      log: JSON.
+      state: a NamedTuple of trees of NumPy arrays, nobody else's from now on.
+      log: JSON, likewise.
       best: a step that is never pruned.
+
+    Raises:
+      UserError: as `wait`.
     """
+    self.wait()
+    self._written = self._writer.submit(
+      self._save, step, _saved(state), log, best
+    )
+
+  def check(self) -> None:
+    """Raises as `wait` does where writing has failed by now."""
+    if self._written and self._written.done():
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits until what was saved is on disk.
+
+    Raises:
+      UserError: where it cannot be written.
+    """
+    written, self._written = self._written, None
+    if written:
+      written.result()
+
+  def _save(
+    self, step: int, state: dict[str, Any], log: dict, best: int | None
+  ) -> None:
     try:
       self._write(step, state, log)
     except (OSError, RuntimeError, ValueError) as error:
@@ -123,11 +170,11 @@ class Checkpoints:
       if not (self._steps / path.stem).exists():
         path.unlink()
 
-  def _write(self, step: int, state: Any, log: dict) -> None:
+  def _write(self, step: int, state: dict[str, Any], log: dict) -> None:
     saved = self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_saved(state)), log=ocp.args.JsonSave(log)
+        state=ocp.args.StandardSave(state), log=ocp.args.JsonSave(log)
       ),
       force=True,
     )

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written aside, then renamed."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import tempfile
@@ -76,6 +77,12 @@ def _mode(path: pathlib.Path) -> int:
   """Permissions of the old file, else what a plain open would give."""
   if path.exists():
     return path.stat().st_mode & 0o777
+  return 0o666 & ~_mask()
+
+
+@functools.cache
+def _mask() -> int:
+  """Asked for once: it can only be read by changing it, for all threads."""
   mask = os.umask(0)
   os.umask(mask)
-  return 0o666 & ~mask
+  return mask

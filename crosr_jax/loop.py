@@ -99,6 +99,7 @@ def run(
             if select_accuracy:
               row['select_accuracy'] = select_accuracy(state)
           journal.write(row)
+          checkpoints.check()
           if is_save:
             best = journal.best() if keep == 'best' else None
             record = journal.record()
@@ -244,7 +245,7 @@ class _Journal:
     The seconds are of all sessions, compilation and checkpoints included.
     """
     return {
-      'history': self.history,
+      'history': list(self.history),
       'seconds': self._earlier + time.monotonic() - self._begin,
       'timed_steps': self._timed_steps,
       'timed_seconds': self._timed_seconds,

@@ -2,12 +2,14 @@
 
 import itertools
 import logging
+import shutil
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from crosr_jax import checkpoint
+from crosr_jax import checkpoint, types
 
 
 class _State(NamedTuple):
@@ -92,7 +94,7 @@ def test_every_damaged_file_is_noticed(tmp_path, caplog):
     workdir = tmp_path / str(i)
     _save(workdir, 1, 2)
     # How many files Orbax writes differs from save to save.
-    if i == len(_files(workdir, 2)):
+    if i >= len(_files(workdir, 2)):
       break
     target = _files(workdir, 2)[i]
     _flip_a_bit(target)
@@ -155,6 +157,7 @@ def test_unfinished_ones_do_not_count(tmp_path, caplog, keep, monkeypatch):
       pytest.raises(ZeroDivisionError),
     ):
       checkpoints.save(2, _state(2), {})
+      checkpoints.wait()
   (tmp_path / 'new' / 'checkpoints' / '2').rename(
     tmp_path / 'checkpoints' / '2'
   )
@@ -204,10 +207,74 @@ def test_checkpoint_of_another_net(tmp_path, like):
     checkpoints.restore(like)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+class _Gate(NamedTuple):
+  """Where a writer has all files of a checkpoint, and not yet its digests."""
+
+  reached: threading.Semaphore
+  passed: threading.Semaphore
+
+
+@pytest.fixture
+def gate(monkeypatch):
+  """Stops the writer there."""
+  found = _Gate(threading.Semaphore(0), threading.Semaphore(0))
+  digests = checkpoint._digests
+
+  def stop(folder):
+    found.reached.release()
+    assert found.passed.acquire(timeout=60)
+    return digests(folder)
+
+  monkeypatch.setattr(checkpoint, '_digests', stop)
+  return found
+
+
+def test_nobody_waits_for_the_disk(tmp_path, gate, monkeypatch):
+  workdir, killed = tmp_path / 'run', [tmp_path / '1', tmp_path / '2']
+  with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, _state(step), {})
+      assert gate.reached.acquire(timeout=60)
+      checkpoints.check()
+      shutil.copytree(workdir, killed[step - 1])
+      gate.passed.release()
+  monkeypatch.undo()
+  assert _restore(workdir)[0].step == 2 and not _files(workdir, 1)
+  # Killed there, its files do not count; one before is not pruned yet.
+  assert _files(killed[0], 1) and _restore(killed[0]) is None
+  assert _files(killed[1], 2) and _restore(killed[1])[0].step == 1
+
+
+@pytest.mark.parametrize('door', ['wait', 'check', 'save', 'restore', 'end'])
+def test_a_folder_that_cannot_be_written(tmp_path, door):
+  (tmp_path / 'digests').write_text('')
+  told = pytest.raises(
+    types.UserError, match=r'checkpoint of step 1 cannot be written'
+  )
+  if door == 'end':
+    with told, checkpoint.Checkpoints(tmp_path, 3) as checkpoints:
+      checkpoints.save(1, _state(1), {})
+    return
+  with checkpoint.Checkpoints(tmp_path, 3) as checkpoints:
+    checkpoints.save(1, _state(1), {})
+    with told:
+      if door == 'wait':
+        checkpoints.wait()
+      elif door == 'save':
+        checkpoints.save(2, _state(2), {})
+      elif door == 'restore':
+        checkpoints.restore_step(1, _like())
+      while door == 'check':
+        checkpoints.check()
+
+
+def test_what_ended_a_training_is_what_is_raised(tmp_path, caplog):
   (tmp_path / 'digests').write_text('')
   with (
+    pytest.raises(KeyboardInterrupt),
     checkpoint.Checkpoints(tmp_path, 3) as checkpoints,
-    pytest.raises(ValueError, match=r'checkpoint of step 1 cannot be written'),
   ):
     checkpoints.save(1, _state(1), {})
+    raise KeyboardInterrupt
+  (told,) = (r for r in caplog.records if r.levelno == logging.ERROR)
+  assert 'checkpoint of step 1 cannot be written' in told.getMessage()
