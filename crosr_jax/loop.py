@@ -1,5 +1,6 @@
 """The loop of a training: steps, history, checkpoints, time."""
 
+import itertools
 import logging
 import pathlib
 import time
@@ -51,10 +52,14 @@ def run(
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
+  steps_per_dispatch: int = 1,
   keep: str = 'last',
   select_accuracy: Callable[[Any], float] | None = None,
 ) -> Trained:
   """Trains, or goes on where the newest whole checkpoint is.
+
+  Checkpoints are written while the steps go on. Whatever moves between host and
+  devices in the loop without saying so is an error of JAX.
 
   Args:
     engine: of one step.
@@ -67,6 +72,7 @@ def run(
     log_every: steps between rows of the history.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest ones stay.
+    steps_per_dispatch: in one program, fewer before a row or a checkpoint.
     keep: 'last' step, or 'best' checkpoint by `select_accuracy`: what is
       returned.
     select_accuracy: of a state, logged at every checkpoint.
@@ -81,23 +87,33 @@ def run(
     journal = _Journal(workdir, words, batch_size, first, record)
     if first < num_steps:
       with journal, progress.bar(words.title, num_steps, first) as show:
-        placed, batches = engine.place(state), order(first)
-        for step in range(first + 1, num_steps + 1):
-          placed, metrics = engine.step(placed, next(batches))
-          journal.add(metrics)
-          if step == first + 1:
-            show(step)
-          if step - first == _STEPS_BEFORE_ESTIMATE:
-            journal.estimate(num_steps - step)
+        placed, step = engine.place(state), first
+        counts = _counts(
+          first, num_steps, steps_per_dispatch, (log_every, checkpoint_every)
+        )
+        batches = _compiled(engine, placed, order(first), set(counts))
+        # The first program's steps are not timed.
+        enough = first + _STEPS_BEFORE_ESTIMATE + counts[0] - 1
+        for count in counts:
+          before, step = step, step + count
           is_save = step % checkpoint_every == 0 or step == num_steps
-          if not is_save and step % log_every:
-            continue
-          # Looks at the metrics before anything is saved.
-          row = journal.row(step)
-          if is_save:
-            state = engine.fetch(placed)
-            if select_accuracy:
-              row['select_accuracy'] = select_accuracy(state)
+          with jax.transfer_guard('disallow'):
+            placed, metrics = engine.step(
+              placed, *itertools.islice(batches, count)
+            )
+            journal.add(metrics, count)
+            if before == first:
+              show(step)
+            if before < enough <= step:
+              journal.estimate(num_steps - step)
+            if not is_save and step % log_every:
+              continue
+            # Looks at the metrics before anything is saved.
+            row = journal.row(step)
+            if is_save:
+              state = engine.fetch(placed)
+          if is_save and select_accuracy:
+            row['select_accuracy'] = select_accuracy(state)
           journal.write(row)
           checkpoints.check()
           if is_save:
@@ -117,6 +133,36 @@ def run(
   )
 
 
+def _counts(
+  first: int, last: int, most: int, every: Sequence[int]
+) -> list[int]:
+  """Steps of each program, from step `first` to `last`.
+
+  None crosses a multiple of one of `every`. There are two numbers at most, so
+  that no more is compiled: `most`, or what fits, and 1 for what is left over.
+  """
+  most = min(most, last, *every)
+  counts: list[int] = []
+  while first < last:
+    steps = min(last, *(first - first % n + n for n in every)) - first
+    counts += [most] * (steps // most) + [1] * (steps % most)
+    first += steps
+  return counts
+
+
+def _compiled(
+  engine: sharding.Engine,
+  placed: Any,
+  batches: Iterator[Any],
+  counts: set[int],
+) -> Iterator[Any]:
+  """The batches, after all programs are compiled that run with so many."""
+  batch = next(batches)
+  for count in counts:
+    engine.compile(placed, *[batch] * count)
+  return itertools.chain([batch], batches)
+
+
 class _Journal:
   """What training says of itself: history, TensorBoard, time.
 
@@ -133,12 +179,13 @@ class _Journal:
   ):
     self.history: list[dict] = list(record.get('history', []))
     self._earlier = record.get('seconds', 0.0)
-    # Of the steps that were timed, which the first of a session is not.
+    # Of the steps that were timed, which the first ones of a session are not.
     self._timed_steps = record.get('timed_steps', 0)
     self._timed_seconds = record.get('timed_seconds', 0.0)
     self._words, self._batch_size = words, batch_size
     self._before = first_step
     self._pending: list[dict] = []
+    self._steps_pending = 0
     self._begin = time.monotonic()
     self._clock = 0.0  # 0 = before the first step
     self._workdir, self._first_step = workdir, first_step
@@ -153,14 +200,15 @@ class _Journal:
   def __exit__(self, *_: object) -> None:
     self._board.close()
 
-  def add(self, metrics: dict) -> None:
-    """Takes the metrics of one step, which may still be computing."""
+  def add(self, metrics: dict, count: int) -> None:
+    """Takes the metrics of some steps, which may still be computing."""
     self._pending.append(metrics)
+    self._steps_pending += count
     if not self._clock:
-      # The first step compiles; speed is counted from here.
+      # Compilation came before; speed is counted from here.
       jax.block_until_ready(metrics)
       self._clock = time.monotonic()
-      self._timed_steps -= 1
+      self._timed_steps -= count
       logging.info(
         'first step after %s, most of it compilation',
         progress.duration(self._clock - self._begin),
@@ -174,7 +222,7 @@ class _Journal:
     """Says how long the rest will take."""
     jax.block_until_ready(self._pending)
     seconds = self._timed_seconds + time.monotonic() - self._clock
-    each = seconds / max(self._timed_steps + len(self._pending), 1)
+    each = seconds / max(self._timed_steps + self._steps_pending, 1)
     logging.info(
       'about %s to go (%d steps, %.0f images/s)',
       progress.duration(each * steps_left),
@@ -188,8 +236,11 @@ class _Journal:
       DivergedError: where one is not finite.
     """
     steps = [
-      {name: np.asarray(x).item() for name, x in metrics.items()}
-      for metrics in self._pending
+      dict(zip(metrics, values, strict=True))
+      for metrics in jax.device_get(self._pending)
+      for values in zip(
+        *(np.ravel(x).tolist() for x in metrics.values()), strict=True
+      )
     ]
     for i, metrics in enumerate(steps):
       told = ', '.join(
@@ -205,7 +256,7 @@ class _Journal:
         )
     self._timed_steps += len(steps)
     self._timed_seconds += time.monotonic() - self._clock
-    self._pending, self._before = [], step
+    self._pending, self._steps_pending, self._before = [], 0, step
     means = {k: float(np.mean([m[k] for m in steps])) for k in sorted(steps[0])}
     return {'step': step, **means}
 
@@ -236,7 +287,7 @@ class _Journal:
 
   @property
   def images_per_second(self) -> float:
-    """Of the steps alone, without compilation; 0 before the second step."""
+    """Of the steps alone, without compilation; 0 before the second program."""
     return self._batch_size * self._timed_steps / max(self._timed_seconds, 1e-9)
 
   def record(self) -> dict:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -21,17 +20,36 @@ PARALLEL = ('pmap', 'shard_map')
 
 _ON_ALL_CORES = {'xla_cpu_experimental_ynn_fusion_type': ''}
 
-# (state, batch) -> (state, metrics), for one replica's share of the batch.
-ReplicaStep = Callable[[Any, Any], tuple[Any, Any]]
+# (state, batch, *shared) -> (state, metrics), for one replica's share of the
+# batch.
+ReplicaStep = Callable[..., tuple[Any, Any]]
 
 
 class Engine(NamedTuple):
-  """A replica step on every device."""
+  """A replica step on every device.
+
+  What crosses between host and devices does so explicitly: states that are
+  placed or fetched, and batches.
+  """
 
   place: Callable[[Any], Any]  # state -> state on the devices
-  # Donates the placed state it is given; metrics have one element each.
-  step: ReplicaStep
-  fetch: Callable[[Any], Any]  # placed state -> NumPy
+  # (placed state, batch, ..) -> (placed state, metrics): a step with each batch
+  # in turn, as one program. Donates the placed state it is given; a metric has
+  # one element for each step.
+  step: Callable[..., tuple[Any, Any]]
+  # Compiles what `step` runs with these arguments, and leaves them alone.
+  compile: Callable[..., None]
+  fetch: Callable[[Any], Any]  # placed state -> NumPy, of its own memory
+
+
+class _Way(NamedTuple):
+  """How replicas come onto devices. T steps of a program."""
+
+  place: Callable[[Any], Any]  # tree -> the same on every device
+  split: Callable[[Sequence[Any]], Any]  # T batches -> one, spread by rows
+  # (function of state, batches and shared; T) -> the same, compiled when called
+  mapped: Callable[[ReplicaStep, int], Any]
+  fetch: Callable[[Any], Any]  # the opposite of `place`
 
 
 def engine(
@@ -39,6 +57,7 @@ def engine(
   *,
   parallel: str = 'pmap',
   devices: Sequence[jax.Device] | None = None,
+  shared: Sequence[Any] = (),
 ) -> Engine:
   """Compiles a replica step.
 
@@ -47,80 +66,133 @@ def engine(
       equal on all replicas.
     parallel: 'pmap', or 'shard_map' for jit(shard_map).
     devices: default all of this process.
+    shared: what every step is given beside its batch; it is put on each device
+      once.
 
   Returns:
-    Place, step, fetch. The leading axis of every leaf of a batch is split over
-    the devices.
+    Place, step, compile, fetch. The leading axis of every leaf of a batch is
+    split over the devices. Steps of one program are those of many, but for how
+    XLA rounds: what it fuses is another.
 
   Raises:
     ValueError: for another `parallel`.
   """
   types.check_choice('parallel', parallel, PARALLEL)
   devices = list(devices or jax.local_devices())
-  build = _pmap if parallel == 'pmap' else _shard_map
-  return build(step, devices)
+  platform = devices[0].platform
+  way = (_pmap if parallel == 'pmap' else _shard_map)(devices)
+  programs: dict[int, Callable[..., tuple[Any, Any]]] = {}
 
+  @functools.cache
+  def beside_batches() -> Any:
+    # Not before the first step: a training that is finished has none.
+    return way.place(tuple(shared))
 
-def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
-  n = len(devices)
-  mesh = _mesh(devices)
-  mapped = _compiled(
-    jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0), devices
-  )
+  def one(state: Any, batch: Any, beside: Any) -> tuple[Any, Any]:
+    return step(state, batch, *beside)
 
-  def place(state: Any) -> Any:
-    stacked = jax.tree.map(
-      lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), state
-    )
-    return jax.device_put(stacked, NamedSharding(mesh, P(layers.AXIS)))
+  def several(state: Any, batches: Any, beside: Any) -> tuple[Any, Any]:
+    def body(state: Any, batch: Any) -> tuple[Any, Any]:
+      return one(state, batch, beside)
 
-  def run(state: Any, batch: Any) -> tuple[Any, Any]:
-    split = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
-    state, metrics = mapped(state, split)
+    return jax.lax.scan(body, state, batches, unroll=_is_unrolled(platform))
+
+  def prepared(state: Any, batches: Sequence[Any]) -> tuple[Any, Any]:
+    count = len(batches)
+    arguments = state, way.split(batches), beside_batches()
+    if count not in programs:
+      mapped = way.mapped(one if count == 1 else several, count)
+      programs[count] = mapped.lower(*arguments).compile(
+        compiler_options=compiler_options(platform)
+      )
+    return programs[count], arguments
+
+  def run(state: Any, *batches: Any) -> tuple[Any, Any]:
+    program, arguments = prepared(state, batches)
+    state, metrics = program(*arguments)
     # Indexing would move every number of every step between the devices.
     return state, jax.tree.map(lambda x: x.addressable_data(0), metrics)
 
-  def fetch(state: Any) -> Any:
-    # asarray once more: indexing turns a scalar into np.int32, no array.
-    return jax.tree.map(
-      lambda x: np.asarray(np.asarray(x.addressable_data(0))[0]), state
+  def compile_only(state: Any, *batches: Any) -> None:
+    prepared(state, batches)
+
+  return Engine(way.place, run, compile_only, way.fetch)
+
+
+def _pmap(devices: Sequence[jax.Device]) -> _Way:
+  n = len(devices)
+  split_over = NamedSharding(_mesh(devices), P(layers.AXIS))
+
+  def place(tree: Any) -> Any:
+    stacked = jax.tree.map(
+      lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), tree
+    )
+    return jax.device_put(stacked, split_over)
+
+  def split(batches: Sequence[Any]) -> Any:
+    def joined(*leaves: np.ndarray) -> np.ndarray:
+      parts = [x.reshape(n, -1, *x.shape[1:]) for x in leaves]
+      return parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
+
+    return jax.device_put(jax.tree.map(joined, *batches), split_over)
+
+  def mapped(fn: ReplicaStep, count: int) -> Any:
+    del count  # The steps of a replica lie behind its own axis.
+    return jax.pmap(fn, layers.AXIS, devices=devices, donate_argnums=0)
+
+  def fetch(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.array(x[0]), _of_first_device(tree))
+
+  return _Way(place, split, mapped, fetch)
+
+
+def _shard_map(devices: Sequence[jax.Device]) -> _Way:
+  mesh = _mesh(devices)
+
+  def rows(count: int) -> P:
+    return P(layers.AXIS) if count == 1 else P(None, layers.AXIS)
+
+  def place(tree: Any) -> Any:
+    # The step gives the memory of a placed state away, but never NumPy's.
+    host = jax.tree.map(np.asarray, tree)
+    return jax.device_put(host, NamedSharding(mesh, P()))
+
+  def split(batches: Sequence[Any]) -> Any:
+    def joined(*leaves: np.ndarray) -> np.ndarray:
+      return leaves[0] if len(leaves) == 1 else np.stack(leaves)
+
+    return jax.device_put(
+      jax.tree.map(joined, *batches), NamedSharding(mesh, rows(len(batches)))
     )
 
-  return Engine(place, run, fetch)
-
-
-def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
-  mesh = _mesh(devices)
-  # With the check on, gradients of replicated parameters would be summed over
-  # the devices before the step takes their mean itself, as under pmap.
-  mapped = _compiled(
-    jax.jit(
+  def mapped(fn: ReplicaStep, count: int) -> Any:
+    # With the check on, gradients of replicated parameters would be summed over
+    # the devices before the step takes their mean itself, as under pmap.
+    return jax.jit(
       jax.shard_map(
-        step,
+        fn,
         mesh=mesh,
-        in_specs=(P(), P(layers.AXIS)),
+        in_specs=(P(), rows(count), P()),
         out_specs=(P(), P()),
         check_vma=False,
       ),
       donate_argnums=0,
-    ),
-    devices,
-  )
-
-  def place(state: Any) -> Any:
-    # A copy: the step gives the memory of what it is handed away.
-    copied = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    return jax.device_put(copied, NamedSharding(mesh, P()))
-
-  def run(state: Any, batch: Any) -> tuple[Any, Any]:
-    return mapped(
-      state, jax.device_put(batch, NamedSharding(mesh, P(layers.AXIS)))
     )
 
-  def fetch(state: Any) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), state)
+  def fetch(tree: Any) -> Any:
+    return jax.tree.map(np.array, _of_first_device(tree))
 
-  return Engine(place, run, fetch)
+  return _Way(place, split, mapped, fetch)
+
+
+def _is_unrolled(platform: str) -> bool:
+  """Whether a loop is written out: one of XLA's runs on one core of a CPU."""
+  return platform == 'cpu'
+
+
+def _of_first_device(tree: Any) -> Any:
+  """What the first device has, as NumPy that may share its memory."""
+  return jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))
 
 
 @functools.cache
@@ -140,21 +212,6 @@ def compiler_options(platform: str) -> dict[str, str]:
     # Of a version that has no such library.
     return {}
   return _ON_ALL_CORES
-
-
-def _compiled(step: Any, devices: Sequence[jax.Device]) -> ReplicaStep:
-  """Compiles a jitted step at its first call, whose shapes are those of all."""
-  options = compiler_options(devices[0].platform)
-  program = None
-
-  def run(state: Any, batch: Any) -> tuple[Any, Any]:
-    nonlocal program
-    if program is None:
-      lowered = step.lower(state, batch)
-      program = lowered.compile(compiler_options=options)
-    return program(state, batch)
-
-  return run
 
 
 def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,6 +238,22 @@ def replicate(tree: Any) -> Any:
 def num_devices() -> int:
   """Devices of this process, among which a batch is split."""
   return jax.local_device_count()
+
+
+def is_accelerated() -> bool:
+  """Whether they are more than the cores that run this program."""
+  return jax.default_backend() != 'cpu'
+
+
+def memory() -> int | None:
+  """Bytes that each of them has for us; None where one does not tell.
+
+  In use or not, so that a run has the same number whenever it is resumed.
+  """
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  if not all('bytes_limit' in each for each in stats):
+    return None
+  return min(each['bytes_limit'] for each in stats)
 
 
 def evened(rows: int) -> int:

@@ -126,6 +126,21 @@ def pytest_addoption(parser):
   )
 
 
+@pytest.fixture(scope='session')
+def compilations():
+  """A list that grows by one with every program that is compiled."""
+  found = []
+
+  def listen(event, seconds, **_):
+    del seconds
+    if event == '/jax/core/compile/backend_compile_duration':
+      found.append(event)
+
+  # Not every version can take a listener away again.
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return found
+
+
 @pytest.fixture
 def generator():
   return np.random.default_rng(0)
