@@ -19,6 +19,12 @@ def get_config() -> ConfigDict:
   config.seed = 0
   # How a step runs on several devices: 'pmap' or 'shard_map'.
   config.parallel = 'pmap'
+  # Training steps of one program; 0 = 1 on CPU and for images in files, else
+  # 10.
+  config.steps_per_dispatch = 0
+  # Keep the training images on every device: 'always', 'never', or 'auto', on
+  # accelerators where they take a quarter of the memory at most.
+  config.data_on_device = 'auto'
   # Bit-equal training on GPU too, somewhat slower there.
   config.deterministic = False
 

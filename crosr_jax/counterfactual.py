@@ -46,6 +46,7 @@ import numpy as np
 import optax
 
 from crosr_jax import (
+  feed,
   files,
   loop,
   models,
@@ -163,6 +164,8 @@ def generate(
   search_steps: int,
   search_rate: float,
   distance_weight: float,
+  steps_per_dispatch: int = 0,
+  data_on_device: str = 'auto',
 ) -> Generated:
   """Runs the three stages, or what is left of them.
 
@@ -189,6 +192,8 @@ def generate(
     search_rate: length of a gradient step, before the code is put back on the
       sphere.
     distance_weight: of |z - E(x)|^2.
+    steps_per_dispatch: see feed.build.
+    data_on_device: see feed.build.
 
   Raises:
     ValueError: for a field that cannot be used.
@@ -206,6 +211,8 @@ def generate(
     folder / 'classifier',
     seed=seed,
     parallel=parallel,
+    steps_per_dispatch=steps_per_dispatch,
+    data_on_device=data_on_device,
     **training,
   )
   nets = nets_lib.build(
@@ -218,6 +225,8 @@ def generate(
     folder / 'gan',
     seed=seed,
     parallel=parallel,
+    steps_per_dispatch=steps_per_dispatch,
+    data_on_device=data_on_device,
     num_steps=gan_steps,
     batch_size=batch_size,
     learning_rate=learning_rate,
@@ -431,6 +440,8 @@ def fit(
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
+  steps_per_dispatch: int = 0,
+  data_on_device: str = 'auto',
 ) -> loop.Trained:
   """Trains the GAN, or goes on where its newest whole checkpoint is.
 
@@ -442,7 +453,7 @@ def fit(
   """
   rule = optimizer.adam(learning_rate)
   root = jax.random.key(seed)
-  engine = sharding.engine(
+  fed = feed.build(
     functools.partial(
       replica_step,
       nets=nets,
@@ -452,15 +463,20 @@ def fit(
       gradient_penalty=gradient_penalty,
       reconstruction_weight=reconstruction_weight,
     ),
-    parallel=parallel,
+    samples,
+    batch_size,
+    seed,
+    steps_per_dispatch=steps_per_dispatch,
+    data_on_device=data_on_device,
   )
+  engine = sharding.engine(fed.step, parallel=parallel, shared=fed.shared)
   state = init_state(
     nets, rule, samples.image.shape[1:], train.named_key(root, 'gan init')
   )
   return loop.run(
     engine,
     state,
-    functools.partial(batches.training, samples, batch_size, seed),
+    fed.order,
     workdir,
     _WORDS,
     num_steps=num_steps,
@@ -468,6 +484,7 @@ def fit(
     log_every=log_every,
     checkpoint_every=checkpoint_every,
     keep_checkpoints=keep_checkpoints,
+    steps_per_dispatch=fed.steps_per_dispatch,
   )
 
 

@@ -92,6 +92,8 @@ def run(
         workdir,
         seed=config.seed,
         parallel=config.parallel,
+        steps_per_dispatch=config.steps_per_dispatch,
+        data_on_device=config.data_on_device,
         training=config.train,
         **config.counterfactual,
       )
@@ -107,6 +109,8 @@ def run(
       workdir,
       seed=config.seed,
       parallel=config.parallel,
+      steps_per_dispatch=config.steps_per_dispatch,
+      data_on_device=config.data_on_device,
       **config.train,
     )
     logging.info('fitting and scoring')

@@ -319,6 +319,8 @@ def _parts(
     workdir,
     seed=config.seed,
     parallel=config.parallel,
+    steps_per_dispatch=config.steps_per_dispatch,
+    data_on_device=config.data_on_device,
     **config.train,
   )
   image, label = (

@@ -16,13 +16,14 @@ import optax
 
 from crosr_jax import (
   features,
+  feed,
   loop,
   models,
   optimizer,
   sharding,
   types,
 )
-from crosr_jax.data import augment, batches, images, splits
+from crosr_jax.data import augment, images, splits
 from crosr_jax.models import dhrnet, layers
 
 Array = jax.Array
@@ -259,6 +260,8 @@ def fit(
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
+  steps_per_dispatch: int = 0,
+  data_on_device: str = 'auto',
   keep: str = 'last',
   balanced: bool = False,
   label_smoothing: float = 0.0,
@@ -288,8 +291,10 @@ def fit(
     log_every: steps between rows of the history.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest ones stay.
+    steps_per_dispatch: see feed.build.
+    data_on_device: see feed.build.
     keep: 'last' step, or 'best' checkpoint on `select`: what is returned.
-    balanced: see batches.training.
+    balanced: see batches.rows.
     label_smoothing: see `loss_fn`, in [0, 1).
     mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
     average: decay of the moving average of weights and statistics, which is
@@ -333,7 +338,7 @@ def fit(
   )
   rule, rate = optimizer.build(num_steps, **optimizer_fields)
   root = jax.random.key(seed)
-  engine = sharding.engine(
+  fed = feed.build(
     functools.partial(
       replica_step,
       model=model,
@@ -346,8 +351,14 @@ def fit(
       average=average,
       mixup=mixup,
     ),
-    parallel=parallel,
+    train,
+    batch_size,
+    seed,
+    balanced=balanced,
+    steps_per_dispatch=steps_per_dispatch,
+    data_on_device=data_on_device,
   )
+  engine = sharding.engine(fed.step, parallel=parallel, shared=fed.shared)
   state = init_state(
     model,
     rule,
@@ -358,9 +369,7 @@ def fit(
   return loop.run(
     engine,
     state,
-    functools.partial(
-      batches.training, train, batch_size, seed, balanced=balanced
-    ),
+    fed.order,
     workdir,
     _WORDS,
     num_steps=num_steps,
@@ -368,6 +377,7 @@ def fit(
     log_every=log_every,
     checkpoint_every=checkpoint_every,
     keep_checkpoints=keep_checkpoints,
+    steps_per_dispatch=fed.steps_per_dispatch,
     keep=keep,
     select_accuracy=functools.partial(_accuracy, model, select),
   )

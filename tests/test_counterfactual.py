@@ -189,7 +189,8 @@ def _fit(workdir, **changes):
 
 
 def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
-  whole = _fit(tmp_path / 'a')
+  changes = {'steps_per_dispatch': 2, 'data_on_device': 'always'}
+  whole = _fit(tmp_path / 'a', **changes)
   save = checkpoint.Checkpoints.save
 
   def cut(self, step, *rest, **kwargs):
@@ -199,15 +200,15 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, 'save', cut)
     with pytest.raises(KeyboardInterrupt):
-      _fit(tmp_path / 'b')
-  resumed = _fit(tmp_path / 'b')
+      _fit(tmp_path / 'b', **changes)
+  resumed = _fit(tmp_path / 'b', **changes)
   jax.tree.map(
     np.testing.assert_array_equal, whole.state.params, resumed.state.params
   )
   assert whole.history == resumed.history
   assert [row['step'] for row in whole.history] == [2, 3, 4, 6]
   # Again: nothing is left to do.
-  again = _fit(tmp_path / 'b')
+  again = _fit(tmp_path / 'b', **changes)
   jax.tree.map(
     np.testing.assert_array_equal, whole.state.params, again.state.params
   )
