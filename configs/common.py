@@ -110,6 +110,9 @@ def get_config() -> ConfigDict:
   # Beta parameter of the shares in which images and labels are mixed in pairs
   # (mixup); 0 = not mixed.
   config.train.mixup = 0.0
+  # Gaussian noise on the images that the net sees in training and not on those
+  # it is to rebuild (denoising), in deviations of the pixels; 0 = none.
+  config.train.noise = 0.0
   # Decay of the moving average of weights that is evaluated; 0 = none.
   config.train.average = 0.0
   # 'sgd' (Nesterov), 'adamw' or 'muon'.

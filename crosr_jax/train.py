@@ -30,6 +30,7 @@ Array = jax.Array
 
 _IMAGES_FOR_INIT = 512
 _MIXUP_SALT = zlib.crc32(b'mixup')
+_NOISE_SALT = zlib.crc32(b'noise')
 _WORDS = loop.Words(
   'training',
   ('loss', 'cross_entropy', 'reconstruction', 'accuracy'),
@@ -67,6 +68,7 @@ def loss_fn(
   reconstruction_weight: float,
   label_smoothing: float,
   mixup: float = 0.0,
+  noise: float = 0.0,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """Cross-entropy + weight * mean squared reconstruction error.
 
@@ -74,7 +76,8 @@ def loss_fn(
   the standardised image (CROSR, section 4). Of a label, a share
   `label_smoothing` is spread evenly over all classes. With `mixup`, image and
   label are first mixed with the next row's, see `_mixer`; the mixed image is
-  what is rebuilt, and the sample counts as its larger part's class.
+  what is rebuilt, and the sample counts as its larger part's class. `noise` is
+  on what the net sees and not on what it is to rebuild, see `_noisy`.
 
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
@@ -84,7 +87,7 @@ def loss_fn(
   image = mix(batch.image)
   outputs, updated = model.apply(
     models.for_compute(model, variables),
-    image,
+    _noisy(image, keys, noise, model.deviation) if noise else image,
     keys,
     train=True,
     mutable=['batch_stats'],
@@ -138,6 +141,31 @@ def _mixer(keys: Array, shape: float) -> Callable[[Array], Array]:
   return mix
 
 
+def _noisy(
+  image: Array, keys: Array, noise: float, deviation: tuple[float, ...]
+) -> Array:
+  """With Gaussian noise on every pixel, for denoising (Vincent et al. 2008).
+
+  Args:
+    image: [B, H, W, C], of 8-bit values.
+    keys: [B].
+    noise: its deviation, in those of the training pixels.
+    deviation: these, per channel, in [0, 1].
+
+  Returns:
+    [B, H, W, C] float32, not clipped.
+  """
+
+  def added(key: Array) -> Array:
+    own = jax.random.fold_in(key, _NOISE_SALT)
+    return jax.random.normal(own, image.shape[1:])
+
+  scale = 255.0 * noise * jnp.array(deviation, jnp.float32)
+  return image.astype(jnp.float32) + scale[None, None, None] * jax.vmap(added)(
+    keys
+  )
+
+
 def _next_row(rows: Array) -> Array:
   """Row i + 1 in place of row i, over all replicas, the first after the last.
 
@@ -163,6 +191,7 @@ def replica_step(
   label_smoothing: float,
   average: float,
   mixup: float = 0.0,
+  noise: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of one replica.
 
@@ -179,6 +208,7 @@ def replica_step(
     label_smoothing: see `loss_fn`.
     average: decay of the moving average; 0 = none.
     mixup: see `loss_fn`.
+    noise: see `loss_fn`.
 
   Returns:
     The next state and the metrics, means over all replicas.
@@ -197,6 +227,7 @@ def replica_step(
     reconstruction_weight,
     label_smoothing,
     mixup,
+    noise,
   )
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   metrics = jax.lax.pmean(metrics, layers.AXIS)
@@ -266,6 +297,7 @@ def fit(
   balanced: bool = False,
   label_smoothing: float = 0.0,
   mixup: float = 0.0,
+  noise: float = 0.0,
   average: float = 0.0,
   shift_fill: str = 'black',
   rotate: float = 0.0,
@@ -297,6 +329,7 @@ def fit(
     balanced: see batches.rows.
     label_smoothing: see `loss_fn`, in [0, 1).
     mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
+    noise: see `loss_fn`, in deviations of the training pixels; 0 = none.
     average: decay of the moving average of weights and statistics, which is
       then what is evaluated, in [0, 1); 0 = none.
     shift_fill: see augment.build.
@@ -318,7 +351,9 @@ def fit(
     checkpoint_every=checkpoint_every,
     keep_checkpoints=keep_checkpoints,
   )
-  _check_finite(reconstruction_weight=reconstruction_weight, mixup=mixup)
+  _check_finite(
+    reconstruction_weight=reconstruction_weight, mixup=mixup, noise=noise
+  )
   _check_share(label_smoothing=label_smoothing, average=average)
   sharding.check_even('train.batch_size', batch_size)
   types.check_choice('train.keep', keep, loop.KEEPS)
@@ -350,6 +385,7 @@ def fit(
       label_smoothing=label_smoothing,
       average=average,
       mixup=mixup,
+      noise=noise,
     ),
     train,
     batch_size,

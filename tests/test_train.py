@@ -87,6 +87,7 @@ def _steps(net, devices, parallel, num_steps=20, together=1):
     label_smoothing=0.1,
     average=0.9,
     mixup=0.4,
+    noise=0.2,
   )
   engine = sharding.engine(
     step, parallel=parallel, devices=jax.devices()[:devices]
@@ -145,8 +146,8 @@ def test_dropout_is_on_in_training():
   assert np.abs(losses[0] - without[0]) > 1e-3
 
 
-@pytest.mark.parametrize('smoothing', [0.0, 0.2])
-def test_loss_by_hand(smoothing):
+@pytest.mark.parametrize(('smoothing', 'noise'), [(0.0, 0.0), (0.2, 0.3)])
+def test_loss_by_hand(smoothing, noise):
   # What is seen in evaluation is no matter here.
   net = _net(eval_crop=6)
   samples = _samples(8)
@@ -163,18 +164,21 @@ def test_loss_by_hand(smoothing):
       keys,
       0.5,
       smoothing,
+      noise=noise,
     )
     return loss, metrics
 
   loss, metrics = jax.vmap(replica, axis_name='batch')(
     *(x[None] for x in (batch.image, batch.label, keys))
   )
+  # Noise is on what the net sees; what it is to rebuild stays clean.
+  seen = train._noisy(samples.image, keys, noise, net.deviation)
   outputs, _ = jax.vmap(
     lambda image, keys: net.apply(
       variables, image, keys, train=True, mutable=['batch_stats']
     ),
     axis_name='batch',
-  )(batch.image[None], keys[None])
+  )(seen[None], keys[None])
   logits = np.asarray(outputs.logits[0], np.float64)
   logits -= logits.max(1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -224,6 +228,15 @@ def test_mixup_follows_its_distribution(shape):
     lambda x: share.cdf(x) - share.cdf(1 - x),
   )
   assert larger.pvalue > 1e-3
+
+
+def test_noise_follows_its_distribution():
+  keys = jax.random.split(jax.random.key(0), 500)
+  image = np.full((500, 4, 5, 2), 100, np.uint8)
+  noisy = np.asarray(train._noisy(image, keys, 0.5, (0.2, 0.4)))
+  for channel, deviation in enumerate((0.1, 0.2)):
+    added = (noisy[..., channel] - 100) / (255 * deviation)
+    assert stats.kstest(added.ravel(), 'norm').pvalue > 1e-3
 
 
 def test_average_by_hand():
