@@ -56,7 +56,7 @@ def _measured(
   a = np.concatenate([features.logits, features.latent], axis=1)
   as_fitted = model[2:6]
   # One copy in float32, for NumPy and the matmul.
-  mav = jnp.asarray(model.mav.astype(np.float32))
+  mav = jax.device_put(model.mav.astype(np.float32))
   fitted = [np.asarray(mav), *(x.astype(np.float32) for x in as_fitted[1:])]
   theirs = _numpy(features.logits, a, *fitted)
   away = np.abs(theirs - ours.probability).max()

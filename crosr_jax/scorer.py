@@ -10,6 +10,7 @@ there are few classes.
 
 import concurrent.futures
 import functools
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -36,8 +37,6 @@ _NEAREST = 8
 # within bounds; but never more than memory has room for, 16 MiB each.
 _GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22
 _FEWEST_ROWS, _MOST_ROWS = 128, 2048
-# Bytes; arrays that begin elsewhere are copied by XLA.
-_ALIGNMENT = 64
 # Blocks at once: XLA computes on all cores in a matmul alone.
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -117,7 +116,7 @@ def score(
   reads, fitted = METHODS[method].reads, None
   if METHODS[method].vectors:
     model = _suitable(model, method)
-    reads, fitted = model.vector, _float32(model)
+    reads, fitted = model.vector, _float32(model, on_device=True)
   else:
     model = None
   num_classes = np.shape(features.logits)[1]
@@ -186,7 +185,7 @@ def traced(
   fitted = None
   if METHODS[method].vectors:
     model = _suitable(model, method)
-    fitted, reads = _float32(model), model.vector
+    fitted, reads = _float32(model, on_device=False), model.vector
   parts = [logits]
   if reads != 'logits':
     parts.append(latent)
@@ -223,7 +222,7 @@ def distances(
       features.rows(slice(start, stop)), model.vector, model, start
     ),
     len(features.label),
-    _float32(model),
+    _float32(model, on_device=True),
     len(model.mav),
   )
   return result
@@ -527,7 +526,12 @@ def _suitable(
   return model
 
 
-def _float32(model: types.WeibullModel) -> _Fitted:
+def _float32(model: types.WeibullModel, *, on_device: bool) -> _Fitted:
+  """Converts some classes at a time: of 20,000, a copy is gigabytes.
+
+  With `on_device` large means are put together there, in memory that is free as
+  soon as nobody uses it; of NumPy's, JAX holds on to what it was given.
+  """
   center = model.mav.mean(axis=0).astype(np.float32)
   unit = (1.0 / model.feature_scale).astype(np.float32)
   k, width = model.mav.shape
@@ -536,14 +540,22 @@ def _float32(model: types.WeibullModel) -> _Fitted:
   if model.vector == 'evidence':
     # It asks for distances of code and error alone.
     first, edges = k, [model.latent_width]
-  mav = _aligned(k, width - first)
-  # Some classes at a time: of 20,000, a copy in float64 is gigabytes.
+  shape = k, width - first
+  on_device = on_device and math.prod(shape) > _MOST_CELLS
+  mav = (jnp.zeros if on_device else np.empty)(shape, np.float32)
+  square = np.empty((1 + len(edges), k), np.float32)
   rows = max(_GOOD_CELLS // width, 1)
   for start in range(0, k, rows):
-    part = model.mav[start : start + rows, first:]
-    mav[start : start + rows] = (part - center[first:]) * unit[first:]
-  parts = np.split(mav, edges, axis=1)
-  square = np.stack([np.einsum('kd,kd->k', x, x) for x in parts])
+    chosen = slice(start, start + rows)
+    part = model.mav[chosen, first:] - center[first:]
+    part *= unit[first:]
+    part = part.astype(np.float32)
+    for i, x in enumerate(np.split(part, edges, axis=1)):
+      square[i, chosen] = np.einsum('kd,kd->k', x, x)
+    if on_device:
+      mav = _with_rows(mav, part, start)
+    else:
+      mav[chosen] = part
   weights = model.part_weight
   if not len(weights):
     weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
@@ -554,12 +566,10 @@ def _float32(model: types.WeibullModel) -> _Fitted:
   return _Fitted(center, unit, mav, *(x.astype(np.float32) for x in arrays))
 
 
-def _aligned(rows: int, columns: int) -> np.ndarray:
-  """An array of float32 that JAX on a CPU takes as it is, without a copy."""
-  count = rows * columns
-  memory = np.empty(count + _ALIGNMENT // 4, np.float32)
-  start = -memory.ctypes.data % _ALIGNMENT // 4
-  return memory[start : start + count].reshape(rows, columns)
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_rows(whole: Array, rows: Array, start: Array) -> Array:
+  """`whole` with other rows from `start` on, in the same memory."""
+  return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, axis=0)
 
 
 def _width_of_evidence(model: types.WeibullModel | None) -> int | None:

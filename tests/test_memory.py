@@ -16,7 +16,7 @@ from crosr_jax import scorer, types, weibull
 _STATUS = pathlib.Path('/proc/self/status')
 # What a program and its blocks take, about; more than a few cores compute on
 # more blocks at once.
-_FIXED = 350
+_FIXED = 450
 _THREADS = 2
 
 
@@ -54,7 +54,9 @@ def _score(vector, k, width):
   a = mav[:300].astype(np.float32)
   features = types.Features(a[:, :k], a[:, k:], np.arange(300))
   before = _peak()
-  assert (scorer.score(features, model).prediction == np.arange(300)).all()
+  for _ in range(3):
+    # Nothing of the first time is left beside the second.
+    assert (scorer.score(features, model).prediction == np.arange(300)).all()
   print(_peak() - before, mav.nbytes / 2**21)
 
 
