@@ -95,6 +95,8 @@ def get_config() -> ConfigDict:
   # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
   # keeps parameters, losses and statistics in float32.
   config.model.dtype = 'float32'
+  # Nets, trained with seeds of their own, that answer together (an ensemble).
+  config.model.members = 1
 
   config.train = ConfigDict()
   # Steps of the whole training; schedules stretch to it.

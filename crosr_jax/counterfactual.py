@@ -14,7 +14,7 @@ none of its classes. A second classifier is trained on the training images and
 on these, labelled K.
 
 Three stages, each resumed from where it is, in <workdir>/counterfactual:
-  classifier/   C, trained by `train.fit` as every classifier here
+  classifier/   C, trained by `train.fit_all` as every classifier here
   gan/          E, G and D, with checkpoints of their own
   images.npz    the images G(z*), and what they were made from
 
@@ -58,7 +58,7 @@ from crosr_jax import (
 )
 from crosr_jax.data import batches, splits
 from crosr_jax.models import counterfactual as nets_lib
-from crosr_jax.models import dhrnet, layers
+from crosr_jax.models import layers
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -144,7 +144,7 @@ def check_fields(**fields: Any) -> None:
 
 
 def generate(
-  classifier: dhrnet.DHRNet,
+  classifier: models.Net,
   samples: splits.Labelled,
   select: splits.Labelled,
   workdir: pathlib.Path,
@@ -204,7 +204,7 @@ def generate(
   batches.check_size(field, batch_size, len(samples.label))
   folder = workdir / _FOLDER
   logging.info('training the classifier that the search is led by')
-  trained = train.fit(
+  trained = train.fit_all(
     classifier,
     samples,
     select,
@@ -550,7 +550,7 @@ def advance(
 
 def search(
   nets: nets_lib.Nets,
-  classifier: dhrnet.DHRNet,
+  classifier: models.Net,
   params: Params,
   variables: dict[str, Any],
   image: np.ndarray,
@@ -697,7 +697,7 @@ def _digest(arrays: Any, text: str) -> str:
 
 
 def _outputs(
-  model: dhrnet.DHRNet, variables: dict[str, Any], image: Array
+  model: models.Net, variables: dict[str, Any], image: Array
 ) -> types.Outputs:
   """In evaluation mode; apply's own type covers calls that also mutate."""
   variables = models.for_compute(model, variables)

@@ -9,7 +9,6 @@ import numpy as np
 
 from crosr_jax import models, sharding, types
 from crosr_jax.data import batches
-from crosr_jax.models import dhrnet
 
 Variables = dict[str, Any]
 
@@ -20,7 +19,7 @@ _MOST_PIXELS = 1 << 22
 
 
 def stream(
-  model: dhrnet.DHRNet,
+  model: models.Net,
   variables: Variables,
   image: np.ndarray,
   label: np.ndarray,
@@ -42,7 +41,7 @@ def stream(
 
 
 def extract(
-  model: dhrnet.DHRNet,
+  model: models.Net,
   variables: Variables,
   image: np.ndarray,
   label: np.ndarray,
@@ -73,7 +72,7 @@ def _rows(shape: tuple[int, ...]) -> int:
 
 
 def reconstruct(
-  model: dhrnet.DHRNet,
+  model: models.Net,
   variables: Variables,
   image: np.ndarray,
   *,
@@ -102,7 +101,7 @@ def split_unknown(found: types.Features) -> types.Features:
 
 
 @functools.cache
-def _compiled_reconstruction(model: dhrnet.DHRNet) -> Callable[..., Any]:
+def _compiled_reconstruction(model: models.Net) -> Callable[..., Any]:
   return sharding.forward(
     lambda variables, image: model.to_image(
       _apply(model, variables, image).reconstruction
@@ -111,7 +110,7 @@ def _compiled_reconstruction(model: dhrnet.DHRNet) -> Callable[..., Any]:
 
 
 def traced(
-  model: dhrnet.DHRNet, variables: Variables, image: Any
+  model: models.Net, variables: Variables, image: Any
 ) -> tuple[Any, ...]:
   """For a program that JAX traces: logits [B, K], latent [B, L], error [B].
 
@@ -131,12 +130,12 @@ def traced(
 
 
 @functools.cache
-def _compiled(model: dhrnet.DHRNet) -> Callable[..., Any]:
+def _compiled(model: models.Net) -> Callable[..., Any]:
   return sharding.forward(functools.partial(traced, model))
 
 
 def _apply(
-  model: dhrnet.DHRNet, variables: Variables, image: Any
+  model: models.Net, variables: Variables, image: Any
 ) -> types.Outputs:
   """In evaluation mode; apply's own type covers calls that also mutate."""
   variables = models.for_compute(model, variables)

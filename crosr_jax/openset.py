@@ -21,7 +21,6 @@ from crosr_jax import (
   types,
 )
 from crosr_jax.data import images
-from crosr_jax.models import dhrnet
 
 _TOLD = {
   'argmax': 'argmax, the largest of the K + 1 probabilities',
@@ -35,7 +34,7 @@ class OpenSetModel:
 
   class_names: tuple[str, ...]  # K, then the added ones
   image_shape: tuple[int, int, int]  # H, W, C
-  net: dhrnet.DHRNet
+  net: models.Net
   variables: dict[str, Any]
   fitted: types.WeibullModel | None  # None where the method needs none
   method: str

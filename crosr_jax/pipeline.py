@@ -102,7 +102,7 @@ def run(
       )
       num_outputs += 1
     model = build(num_classes=num_outputs)
-    trained = train.fit(
+    trained = train.fit_all(
       model,
       training,
       benchmark.select,
@@ -249,8 +249,7 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   path = workdir / 'config.json'
   bound = _bound(config)
   # Only what was trained binds: a typo that stopped the run must not.
-  trained = ('checkpoints/[0-9]*', 'counterfactual/*/checkpoints/[0-9]*')
-  if not path.exists() or not any(any(workdir.glob(x)) for x in trained):
+  if not path.exists() or not _is_trained(workdir):
     files.write_text(path, json.dumps(bound, indent=2))
     return
   try:
@@ -277,6 +276,13 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     )
 
 
+def _is_trained(workdir: pathlib.Path) -> bool:
+  """Whether there is a checkpoint of anything."""
+  of_net = ('', 'members/*/')
+  folders = (*of_net, *(f'counterfactual/*/{x}' for x in of_net))
+  return any(any(workdir.glob(f'{x}checkpoints/[0-9]*')) for x in folders)
+
+
 def _bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
   """Raises where a run of images in files was trained on others.
 
@@ -287,7 +293,7 @@ def _bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
     return
   found = hashlib.sha256(image.digest.tobytes() + label.tobytes()).hexdigest()
   path = workdir / 'images.sha256'
-  if not path.exists() or not any(workdir.glob('checkpoints/[0-9]*')):
+  if not path.exists() or not _is_trained(workdir):
     files.write_text(path, found)
   elif path.read_text() != found:
     raise types.UsageError(
@@ -316,7 +322,7 @@ def _defaults() -> dict[str, Any]:
 def _score(
   config: config_dict.ConfigDict,
   benchmark: data.Benchmark,
-  model: models.dhrnet.DHRNet,
+  model: models.Net,
   trained: loop.Trained,
 ) -> judge.Scored:
   """Features, Weibulls and scores of every method, from one net."""
@@ -445,7 +451,7 @@ def _against(
 def _model_info(
   config: config_dict.ConfigDict,
   benchmark: data.Benchmark,
-  model: models.dhrnet.DHRNet,
+  model: models.Net,
   trained: loop.Trained,
   scored: judge.Scored,
 ) -> dict:
@@ -482,7 +488,7 @@ def _model_info(
 
 def _material(
   benchmark: data.Benchmark,
-  model: models.dhrnet.DHRNet,
+  model: models.Net,
   trained: loop.Trained,
   scored: judge.Scored,
   generated: counterfactual.Generated | None,

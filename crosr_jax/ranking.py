@@ -312,7 +312,7 @@ def _parts(
     deviation=deviation,
     **config.model,
   )
-  trained = train.fit(
+  trained = train.fit_all(
     net,
     benchmark.train,
     benchmark.select,

@@ -4,6 +4,7 @@ B batch of one replica; the axis layers.AXIS runs over the replicas.
 """
 
 import functools
+import logging
 import pathlib
 import zlib
 from collections.abc import Callable
@@ -419,8 +420,63 @@ def fit(
   )
 
 
+def fit_all(
+  model: models.Net,
+  train: splits.Labelled,
+  select: splits.Labelled,
+  workdir: pathlib.Path,
+  *,
+  seed: int,
+  **fields: Any,
+) -> loop.Trained:
+  """`fit`, or all members of an ensemble, one after the other.
+
+  Args:
+    model: the net.
+    train: see `fit`.
+    select: see `fit`.
+    workdir: of the checkpoints; those of member i are in members/<i>.
+    seed: of M members, member i takes M * seed + i, so that no two ensembles
+      share one.
+    **fields: see `fit`.
+
+  Returns:
+    The state of all members; of the history, means over them, but how right
+    they are together on `select` once all are trained.
+
+  Raises:
+    ValueError: as `fit`.
+  """
+  if isinstance(model, dhrnet.DHRNet):
+    return fit(model, train, select, workdir, seed=seed, **fields)
+  count = len(model.members)
+  trained = []
+  for i, member in enumerate(model.members):
+    logging.info('member %d of %d', i + 1, count)
+    folder = workdir / 'members' / str(i)
+    own = count * seed + i
+    trained.append(fit(member, train, select, folder, seed=own, **fields))
+  last = trained[-1].history[-1]['step']
+  params, batch_stats = (
+    {f'members_{i}': x.state.variables[name] for i, x in enumerate(trained)}
+    for name in ('params', 'batch_stats')
+  )
+  state = TrainState(np.int32(last), params, batch_stats, ())
+  history = [
+    {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    for rows in zip(*(x.history for x in trained), strict=True)
+  ]
+  history[-1]['select_accuracy'] = _accuracy(model, select, state)
+  return loop.Trained(
+    state,
+    [{**row, 'step': int(row['step'])} for row in history],
+    sum(x.seconds for x in trained),
+    float(np.mean([x.images_per_second for x in trained])),
+  )
+
+
 def _accuracy(
-  model: dhrnet.DHRNet, samples: splits.Labelled, state: TrainState
+  model: models.Net, samples: splits.Labelled, state: TrainState
 ) -> float:
   """Closed-set accuracy in evaluation mode."""
   found = features.extract(model, state.variables, samples.image, samples.label)

@@ -7,7 +7,10 @@ import jax
 import numpy as np
 
 from crosr_jax import types
-from crosr_jax.models import backbones, dhrnet
+from crosr_jax.models import backbones, dhrnet, ensemble
+
+# What answers; a member alone is what trains.
+Net = dhrnet.DHRNet | ensemble.Ensemble
 
 # What the paper calls a net with this lateral.
 SYSTEMS = {
@@ -33,7 +36,8 @@ def build(
   last: str = 'linear',
   eval_crop: int = 0,
   dtype: str = 'float32',
-) -> dhrnet.DHRNet:
+  members: int = 1,
+) -> Net:
   """The net, without parameters.
 
   Args:
@@ -54,6 +58,7 @@ def build(
       where the net is not in training; 0 = the whole image.
     dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
       statistics and outputs are float32.
+    members: nets that answer together where there are several.
 
   Raises:
     ValueError: for a value that cannot be used; names it and the choices.
@@ -68,7 +73,11 @@ def build(
   types.check_choice('model.pool', pool, dhrnet.POOLS)
   types.check_choice('model.last', last, dhrnet.LAST)
   types.check_choice('model.dtype', dtype, dhrnet.DTYPES)
-  for name, value in (('width', width), ('latent_width', latent_width)):
+  for name, value in (
+    ('width', width),
+    ('latent_width', latent_width),
+    ('members', members),
+  ):
     if value < 1:
       raise types.UsageError(f'model.{name} must be at least 1, got {value}')
   if eval_crop < 0:
@@ -78,27 +87,31 @@ def build(
   for name, rate in (('dropout', dropout), ('head_dropout', head_dropout)):
     if not 0 <= rate < 1:
       raise types.UsageError(f'model.{name} must be in [0, 1), got {rate}')
-  parts = backbones.BACKBONES[backbone](
-    num_classes, width, dropout, head_dropout
-  )
-  return dhrnet.DHRNet(
-    blocks=parts.blocks,
-    head=parts.head,
-    mean=tuple(float(x) for x in mean),
-    deviation=tuple(float(x) if x > 0 else 1.0 for x in deviation),
-    lateral=lateral,
-    latent_width=latent_width,
-    latent=latent,
-    pool=pool,
-    last=last,
-    eval_crop=eval_crop,
-    dtype=dtype,
-  )
+
+  def one() -> dhrnet.DHRNet:
+    parts = backbones.BACKBONES[backbone](
+      num_classes, width, dropout, head_dropout
+    )
+    return dhrnet.DHRNet(
+      blocks=parts.blocks,
+      head=parts.head,
+      mean=tuple(float(x) for x in mean),
+      deviation=tuple(float(x) if x > 0 else 1.0 for x in deviation),
+      lateral=lateral,
+      latent_width=latent_width,
+      latent=latent,
+      pool=pool,
+      last=last,
+      eval_crop=eval_crop,
+      dtype=dtype,
+    )
+
+  if members == 1:
+    return one()
+  return ensemble.Ensemble(tuple(one() for _ in range(members)))
 
 
-def for_compute(
-  model: dhrnet.DHRNet, variables: dict[str, Any]
-) -> dict[str, Any]:
+def for_compute(model: Net, variables: dict[str, Any]) -> dict[str, Any]:
   """Variables as the net computes with them, parameters in its dtype.
 
   Those of norms stay in float32, and what trains is always float32: the cast is

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from crosr_jax.models import dhrnet, layers
+from crosr_jax.models import dhrnet, ensemble, layers
 
 
 class Row(NamedTuple):
@@ -25,7 +25,9 @@ class Row(NamedTuple):
   multiply_adds: int  # of convolutions and matrix products
 
 
-def rows(model: dhrnet.DHRNet, image_shape: Sequence[int]) -> list[Row]:
+def rows(
+  model: dhrnet.DHRNet | ensemble.Ensemble, image_shape: Sequence[int]
+) -> list[Row]:
   """Blocks, head, then laterals and decoder from the deepest block on.
 
   Multiply-adds are those of a forward pass in evaluation, counted from shapes:
@@ -33,9 +35,11 @@ def rows(model: dhrnet.DHRNet, image_shape: Sequence[int]) -> list[Row]:
   convolution puts between pixels do not.
 
   Args:
-    model: the net.
+    model: the net; of an ensemble, one member is told.
     image_shape: [3] H, W, C.
   """
+  if isinstance(model, ensemble.Ensemble):
+    model = model.members[0]
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
