@@ -1,7 +1,7 @@
 """What every command shares: flags, --help, one-line errors, exit codes.
 
 0 done (and --help), 1 a failure at run time, 2 a flag or a config field that
-cannot be used. A traceback is a bug of ours.
+cannot be used, 130 Ctrl-C, 143 SIGTERM. A traceback is a bug of ours.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from crosr_jax import files, types
+from crosr_jax import files, signals, types
 
 _CONFIG_FLAG = 'config'
 _FIELD = re.compile(r'^\s*config\.([\w.]+) = ')
@@ -153,6 +153,7 @@ def run(
     takes_arguments: whether it is called with what is no flag.
   """
   _set_up_logging()
+  signals.listen()
   try:
     if any(re.fullmatch(r'--?h(elp(full|short)?)?', a) for a in sys.argv[1:]):
       print(_help(main))
@@ -185,6 +186,8 @@ def run(
       f'{reason}; mend that and run the same command again',
       types.UserError.exit_code,
     )
+  except signals.Terminated:
+    signals.end()
   except KeyboardInterrupt:
     _end('interrupted; the same command goes on where it was stopped', 130)
   except Exception as error:

@@ -1,8 +1,11 @@
 """Files that are whole or absent: written aside, then renamed."""
 
 import contextlib
+import fcntl
+import logging
 import os
 import pathlib
+import socket
 import tempfile
 from collections.abc import Iterator
 from typing import IO
@@ -64,6 +67,34 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   such a class name must not cost the whole file.
   """
   write_bytes(path, text.encode('utf-8', 'backslashreplace'))
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike) -> Iterator[None]:
+  """Keeps all others who ask out of a folder; ends with its holder, at latest.
+
+  Raises:
+    UserError: where another process holds it; the line names that process.
+  """
+  with open(pathlib.Path(folder) / 'run.lock', 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      raise types.UserError(
+        f'{folder} is in use by {file.read() or "another process"}; wait until '
+        'that ends, or take another folder'
+      ) from None
+    except OSError as error:
+      logging.warning(
+        '%s: this file system knows no locks (%s), so that nobody notices a '
+        'second job in the same folder',
+        *(folder, error.strerror),
+      )
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    yield
 
 
 def sweep(folder: str | os.PathLike) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tensorboardX
 
-from crosr_jax import checkpoint, progress, sharding, types
+from crosr_jax import checkpoint, progress, sharding, signals, types
 
 _STEPS_BEFORE_ESTIMATE = 20
 KEEPS = ('last', 'best')
@@ -56,6 +56,9 @@ def run(
 ) -> Trained:
   """Trains, or goes on where the newest whole checkpoint is.
 
+  SIGTERM, where a command listens to it, saves a checkpoint of the step that is
+  being taken.
+
   Args:
     engine: of one step.
     state: before the first step; a NamedTuple with a field `step`.
@@ -74,13 +77,18 @@ def run(
   Raises:
     DivergedError: where a metric is not finite; the last good checkpoint is
       kept.
+    Terminated: after SIGTERM, when the checkpoint is on disk.
   """
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
     state, record = checkpoints.restore(state) or (state, {})
     first = int(state.step)
     journal = _Journal(workdir, words, batch_size, first, record)
     if first < num_steps:
-      with journal, progress.bar(words.title, num_steps, first) as show:
+      with (
+        journal,
+        progress.bar(words.title, num_steps, first) as show,
+        signals.deferred() as is_ending,
+      ):
         placed, batches = engine.place(state), order(first)
         for step in range(first + 1, num_steps + 1):
           placed, metrics = engine.step(placed, next(batches))
@@ -89,20 +97,27 @@ def run(
             show(step)
           if step - first == _STEPS_BEFORE_ESTIMATE:
             journal.estimate(num_steps - step)
-          is_save = step % checkpoint_every == 0 or step == num_steps
-          if not is_save and step % log_every:
+          is_last = is_ending()
+          is_due = step % checkpoint_every == 0 or step == num_steps
+          is_row = is_due or step % log_every == 0
+          if not is_row and not is_last:
             continue
           # Looks at the metrics before anything is saved.
-          row = journal.row(step)
-          if is_save:
+          journal.look()
+          if is_due or is_last:
             state = engine.fetch(placed)
-            if select_accuracy:
+          if is_row:
+            row = journal.row(step)
+            if is_due and select_accuracy:
               row['select_accuracy'] = select_accuracy(state)
-          journal.write(row)
-          if is_save:
+            journal.write(row)
+          if is_due or is_last:
             best = journal.best() if keep == 'best' else None
             record = journal.record()
             checkpoints.save(step, state, record, best=best)
+          if is_last:
+            logging.info('asked to end: saved the checkpoint of step %d', step)
+            break
           show(step, journal.text(row))
           journal.go_on()
     best = journal.best() if keep == 'best' else None
@@ -136,8 +151,11 @@ class _Journal:
     self._timed_steps = record.get('timed_steps', 0)
     self._timed_seconds = record.get('timed_seconds', 0.0)
     self._words, self._batch_size = words, batch_size
-    self._before = first_step
-    self._pending: list[dict] = []
+    # Steps since the last row, of a session that ended between two rows; they
+    # have no time.
+    self._pending: list[dict] = list(record.get('pending', []))
+    self._timed_steps -= len(self._pending)
+    self._before = first_step - len(self._pending)
     self._begin = time.monotonic()
     self._clock = 0.0  # 0 = before the first step
     self._workdir, self._first_step = workdir, first_step
@@ -180,17 +198,17 @@ class _Journal:
       *(steps_left, self._batch_size / max(each, 1e-9)),
     )
 
-  def row(self, step: int) -> dict:
-    """Means over the steps since the row before.
+  def look(self) -> None:
+    """Waits for the steps since the row before.
 
     Raises:
-      DivergedError: where one is not finite.
+      DivergedError: where a metric of one is not finite.
     """
-    steps = [
+    self._pending = [
       {name: np.asarray(x).item() for name, x in metrics.items()}
       for metrics in self._pending
     ]
-    for i, metrics in enumerate(steps):
+    for i, metrics in enumerate(self._pending):
       told = ', '.join(
         f'{name} is {value:g}'
         for name, value in metrics.items()
@@ -202,6 +220,10 @@ class _Journal:
           f'{told}; checkpoints from before are kept. {self._words.advice}, '
           'in a new workdir'
         )
+
+  def row(self, step: int) -> dict:
+    """Means over the steps since the row before, which `look` has seen."""
+    steps = self._pending
     self._timed_steps += len(steps)
     self._timed_seconds += time.monotonic() - self._clock
     self._pending, self._before = [], step
@@ -245,6 +267,7 @@ class _Journal:
     """
     return {
       'history': self.history,
+      'pending': self._pending,
       'seconds': self._earlier + time.monotonic() - self._begin,
       'timed_steps': self._timed_steps,
       'timed_seconds': self._timed_seconds,
