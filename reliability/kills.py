@@ -22,12 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import runs
+import small_mnist
 import tqdm
 
-# Stages of the main job twice as often as the two other commands.
+# Those in which files are written oftener than the others.
 STAGES = (
-  'start', 'training', 'checkpoint', 'fit', 'report', 'prepare',
-  'training', 'checkpoint', 'fit', 'report', 'export',
+  'start', 'training', 'checkpoint', 'fit', 'writing', 'prepare',
+  'training', 'checkpoint', 'report', 'writing', 'export',
+)  # fmt: skip
+# What 'writing' waits for, one at random: that it is begun.
+_FILES = (
+  'weights.npz', 'fitted.npz', 'features.npz', 'model.json', 'report.json',
+  'report.md', 'report.html',
 )  # fmt: skip
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 _POLL = 0.002  # seconds
@@ -112,7 +118,7 @@ class Commands:
     return Watched(runs.start(scratch, *command))
 
   def has_begun(self, stage: str, folder: pathlib.Path, run: Watched, nth: int):
-    """Whether a stage has; `nth` = which checkpoint."""
+    """Whether a stage has; `nth` = which checkpoint or file."""
     if stage in ('start', 'export'):
       return True
     if stage == 'training':
@@ -120,6 +126,9 @@ class Commands:
     if stage == 'checkpoint':
       steps = [p.name for p in folder.glob('checkpoints/*')]
       return any(name.startswith(f'{20 * nth}') for name in steps)
+    if stage == 'writing':
+      name = _FILES[nth]
+      return (folder / name).exists() or any(folder.glob(f'.{name}.*'))
     if stage == 'prepare':
       return any(folder.glob('crosr_jax/mnist/incomplete.*'))
     words = {'fit': 'fitting and scoring', 'report': 'writing the report'}
@@ -127,20 +136,21 @@ class Commands:
 
   def result(self, stage: str, folder: pathlib.Path) -> Any:
     """What it made, times left out."""
-    if stage in ('prepare', 'export'):
-      return runs.tree(folder)
-    return runs.result(folder)
+    if stage == 'prepare':
+      return small_mnist.found(self._scratch / 'raw', folder)
+    return runs.tree(folder) if stage == 'export' else runs.result(folder)
 
   def differing(self, stage: str, folder: pathlib.Path) -> list[str]:
     """What is not as without a kill."""
     if stage not in ('prepare', 'export'):
       return runs.differing(folder, self.whole['fit'])
-    found, whole = runs.tree(folder), self.whole[stage]
+    found, whole = self.result(stage, folder), self.whole[stage]
     return [k for k in found | whole if found.get(k) != whole.get(k)]
 
   def _unkilled(
     self, stage: str, folder: pathlib.Path
   ) -> tuple[Watched, float]:
+    shutil.rmtree(folder, ignore_errors=True)
     begin = time.monotonic()
     run = self.start(stage, folder)
     if run.wait():
@@ -166,6 +176,8 @@ class Commands:
           0.05, written.stat().st_mtime - time.time() + end - report
         ),
         'checkpoint': (fit - step) / 12,
+        # From mkstemp to the rename.
+        'writing': 0.01,
       }
     elif stage == 'export':
       self.lengths['export'] = end - begin
@@ -182,6 +194,8 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
     generator = np.random.default_rng([seed, number, attempt])
     delay = float(generator.uniform(0, commands.lengths[stage]))
     nth = int(generator.integers(1, 7))
+    if stage == 'writing':
+      nth = number // len(STAGES) % len(_FILES)
     folder = scratch / f'{number}'
     shutil.rmtree(folder, ignore_errors=True)
     run = commands.start(stage, folder)
@@ -213,7 +227,7 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
     said,
     seconds,
     code,
-    run.when('asked to end: saved') is not None,
+    _is_saved(run, folder),
     half_written,
     commands.differing(stage, folder) if not failed else [],
     runs.leftovers(folder),
@@ -222,6 +236,15 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
   if found.survived:
     shutil.rmtree(folder)
   return found
+
+
+def _is_saved(run: Watched, folder: pathlib.Path) -> bool:
+  """Whether a training that was asked to end saved its very last step."""
+  last = folder / 'digests' / f'{runs.LAST_STEP}.json'
+  is_in_training = not run.when('fitting and scoring')
+  return bool(run.when('asked to end: saved')) or (
+    is_in_training and last.exists()
+  )
 
 
 def tables(kills: list[Kill]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from crosr_jax.data import catalog
+from crosr_jax.data import catalog, prepared
 
 # Large enough that writing takes a moment in which it can be killed.
 _SAMPLES = {'train': 20_000, 'test': 4_000}
@@ -40,6 +40,19 @@ def make(folder: pathlib.Path) -> catalog.DataSet:
         path.write_bytes(gzip.compress(data, 1))
     parts[part] = catalog.Part(count, _sha256(image), _sha256(label, '<i4'))
   return spec._replace(parts=parts, space=1)
+
+
+def found(raw: pathlib.Path, data_dir: pathlib.Path) -> dict[str, str]:
+  """SHA-256 of what is read from a prepared data set, by part.
+
+  Record files themselves differ from one writing to the next.
+  """
+  catalog.DATA_SETS['mnist'] = make(raw)
+  digests = {}
+  for part in _SAMPLES:
+    read, _ = prepared.read('mnist', part, data_dir)
+    digests[part] = _sha256(read.image) + _sha256(read.label, '<i4')
+  return digests
 
 
 def _sha256(array: np.ndarray, dtype: str = 'u1') -> str:
