@@ -380,12 +380,25 @@ def _set_up_logging() -> None:
     level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True
   )
   # A full disk is told once, by whoever waits for the file: not by the log, nor
-  # by the threads of TensorBoard and Orbax.
+  # by the threads of TensorBoard and Orbax, nor by what they do at the exit.
   logging.raiseExceptions = False
   threading.excepthook = lambda thread: logging.debug('%s', thread.exc_value)
-  # Orbax tells every file it opens, JAX every back end it does not find.
-  for name in ('absl', 'jax', 'onnx_ir', 'orbax', 'matplotlib', 'PIL'):
+  sys.unraisablehook = lambda what: logging.debug('%s', what.exc_value)
+  sys.excepthook = _print_of_main_thread
+  # Orbax tells every file it opens, and what it then raises; JAX every back end
+  # it does not find.
+  for name in ('jax', 'onnx_ir', 'matplotlib', 'PIL'):
     logging.getLogger(name).setLevel(logging.ERROR)
+  for name in ('absl', 'asyncio', 'orbax'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _print_of_main_thread(*error: Any) -> None:
+  """A traceback, but for threads of C++, whose errors come to us otherwise."""
+  if threading.current_thread() is threading.main_thread():
+    sys.__excepthook__(*error)
+  else:
+    logging.debug('%s', error[1])
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -158,17 +158,22 @@ class _Journal:
     self._before = first_step - len(self._pending)
     self._begin = time.monotonic()
     self._clock = 0.0  # 0 = before the first step
-    self._workdir, self._first_step = workdir, first_step
+    self._folder, self._first_step = str(workdir / 'tensorboard'), first_step
 
   def __enter__(self) -> '_Journal':
     # What a killed session wrote after its last checkpoint comes again.
     self._board = tensorboardX.SummaryWriter(
-      str(self._workdir / 'tensorboard'), purge_step=self._first_step + 1
+      self._folder, purge_step=self._first_step + 1
     )
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self._board.close()
+  def __exit__(self, kind: object, *_: object) -> None:
+    try:
+      self._board.close()
+    except OSError as error:
+      # It must not stand before the reason why the training ends.
+      if kind is None:
+        raise OSError(error.errno, error.strerror, self._folder) from error
 
   def add(self, metrics: dict) -> None:
     """Takes the metrics of one step, which may still be computing."""

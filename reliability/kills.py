@@ -217,6 +217,7 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
   else:
     raise RuntimeError(f'kill {number} in {stage} always came too late')
   half_written = runs.half_written(folder)
+  is_saved = sent == signal.SIGTERM and _is_saved(run, folder)
   again = commands.start(stage, folder)
   failed = again.wait()
   found = Kill(
@@ -227,7 +228,7 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
     said,
     seconds,
     code,
-    _is_saved(run, folder),
+    is_saved,
     half_written,
     commands.differing(stage, folder) if not failed else [],
     runs.leftovers(folder),

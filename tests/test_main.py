@@ -36,8 +36,8 @@ def run(environment):
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
 
-  def call(*arguments, cwd=ROOT, wait=True):
-    command = [sys.executable, '-m', 'crosr_jax.main', *arguments]
+  def call(*arguments, cwd=ROOT, wait=True, prefix=()):
+    command = [*prefix, sys.executable, '-m', 'crosr_jax.main', *arguments]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     if not wait:
       return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
@@ -205,6 +205,17 @@ def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
   again = run(*_SMALL, f'--workdir={workdir}')
   assert again.returncode == 0, again.stderr
   assert f'restored the checkpoint of step {saved_step[1]}\n' in again.stderr
+  _assert_as(workdir, whole[0])
+
+
+def test_files_that_cannot_be_written(run, whole, tmp_path):
+  """As on a full disk, which needs root: no file may be larger than 4 kB."""
+  workdir = tmp_path / 'w'
+  limited = ('bash', '-c', 'ulimit -f 4; exec "$@"', 'bash')
+  process = run(*_SMALL, f'--workdir={workdir}', prefix=limited)
+  _fails(process, 1, 'checkpoint of step 60 cannot be written', str(workdir))
+  again = run(*_SMALL, f'--workdir={workdir}')
+  assert again.returncode == 0, again.stderr
   _assert_as(workdir, whole[0])
 
 
