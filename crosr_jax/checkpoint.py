@@ -7,9 +7,11 @@ Layout of a workdir:
 """
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -157,8 +159,10 @@ class Checkpoints:
     try:
       self._write(step, state, log)
     except (OSError, RuntimeError, ValueError) as error:
-      # Orbax hands a full disk on as either, with the storage's own words.
-      reason = str(error).partition('\n')[0]
+      # Orbax hands a full disk on as either, among the storage's own words.
+      text = str(error)
+      known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+      reason = next((x for x in known if x in text), text.partition('\n')[0])
       raise types.UserError(
         f'the checkpoint of step {step} cannot be written in {self._steps}: '
         f'{reason}; make room there and run the same command again'

@@ -1,7 +1,7 @@
 """What every command shares: flags, --help, one-line errors, exit codes.
 
 0 done (and --help), 1 a failure at run time, 2 a flag or a config field that
-cannot be used. A traceback is a bug of ours.
+cannot be used, 130 Ctrl-C, 143 SIGTERM. A traceback is a bug of ours.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from crosr_jax import files, types
+from crosr_jax import files, signals, types
 
 _CONFIG_FLAG = 'config'
 _FIELD = re.compile(r'^\s*config\.([\w.]+) = ')
@@ -153,6 +153,7 @@ def run(
     takes_arguments: whether it is called with what is no flag.
   """
   _set_up_logging()
+  signals.listen()
   try:
     if any(re.fullmatch(r'--?h(elp(full|short)?)?', a) for a in sys.argv[1:]):
       print(_help(main))
@@ -185,6 +186,8 @@ def run(
       f'{reason}; mend that and run the same command again',
       types.UserError.exit_code,
     )
+  except signals.Terminated:
+    signals.end()
   except KeyboardInterrupt:
     _end('interrupted; the same command goes on where it was stopped', 130)
   except Exception as error:
@@ -377,12 +380,25 @@ def _set_up_logging() -> None:
     level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True
   )
   # A full disk is told once, by whoever waits for the file: not by the log, nor
-  # by the threads of TensorBoard and Orbax.
+  # by the threads of TensorBoard and Orbax, nor by what they do at the exit.
   logging.raiseExceptions = False
   threading.excepthook = lambda thread: logging.debug('%s', thread.exc_value)
-  # Orbax tells every file it opens, JAX every back end it does not find.
-  for name in ('absl', 'jax', 'onnx_ir', 'orbax', 'matplotlib', 'PIL'):
+  sys.unraisablehook = lambda what: logging.debug('%s', what.exc_value)
+  sys.excepthook = _print_of_main_thread
+  # Orbax tells every file it opens, and what it then raises; JAX every back end
+  # it does not find.
+  for name in ('jax', 'onnx_ir', 'matplotlib', 'PIL'):
     logging.getLogger(name).setLevel(logging.ERROR)
+  for name in ('absl', 'asyncio', 'orbax'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _print_of_main_thread(*error: Any) -> None:
+  """A traceback, but for threads of C++, whose errors come to us otherwise."""
+  if threading.current_thread() is threading.main_thread():
+    sys.__excepthook__(*error)
+  else:
+    logging.debug('%s', error[1])
 
 
 def _end(message: str, code: int) -> NoReturn:

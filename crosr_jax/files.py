@@ -1,9 +1,13 @@
 """Files that are whole or absent: written aside, then renamed."""
 
 import contextlib
+import fcntl
 import functools
+import glob
+import logging
 import os
 import pathlib
+import socket
 import tempfile
 from collections.abc import Iterator
 from typing import IO
@@ -18,12 +22,20 @@ def aside(path: str | os.PathLike) -> Iterator[IO[bytes]]:
   """A file to write what will be at `path`; what fails leaves what was there.
 
   The new file lies in the same folder until it is complete, so that the
-  rename never crosses a file system. Missing folders are made.
+  rename never crosses a file system. Missing folders are made. What writers of
+  the same file left there when they were killed is removed.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
+  host = _host()
+  for old in path.parent.glob(f'.{glob.escape(path.name)}.*.*.*{_ASIDE}'):
+    _, writer, pid, _ = old.name.removesuffix(_ASIDE).rsplit('.', 3)
+    if writer == host and pid.isdigit() and not _is_alive(int(pid)):
+      old.unlink(missing_ok=True)
   handle, name = tempfile.mkstemp(
-    dir=path.parent, prefix=f'.{path.name}.', suffix=_ASIDE
+    dir=path.parent,
+    prefix=f'.{path.name}.{host}.{os.getpid()}.',
+    suffix=_ASIDE,
   )
   try:
     with os.fdopen(handle, 'wb') as file:
@@ -67,10 +79,54 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
+@contextlib.contextmanager
+def held(folder: str | os.PathLike) -> Iterator[None]:
+  """Keeps all others who ask out of a folder; ends with its holder, at latest.
+
+  Raises:
+    UserError: where another process holds it; the line names that process.
+  """
+  with open(pathlib.Path(folder) / 'run.lock', 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      raise types.UserError(
+        f'{folder} is in use by {file.read() or "another process"}; wait until '
+        'that ends, or take another folder'
+      ) from None
+    except OSError as error:
+      logging.warning(
+        '%s: this file system knows no locks (%s), so that nobody notices a '
+        'second job in the same folder',
+        *(folder, error.strerror),
+      )
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    yield
+
+
 def sweep(folder: str | os.PathLike) -> None:
   """Removes what writers that were killed left aside in a folder."""
   for path in pathlib.Path(folder).glob(f'.*{_ASIDE}'):
     path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+  """Name of this machine without its domain, whose dots part file names."""
+  return socket.gethostname().partition('.')[0]
+
+
+def _is_alive(pid: int) -> bool:
+  """Whether a process of this machine is there, whoever it belongs to."""
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True
 
 
 def _mode(path: pathlib.Path) -> int:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tensorboardX
 
-from crosr_jax import checkpoint, progress, sharding, types
+from crosr_jax import checkpoint, progress, sharding, signals, types
 
 _STEPS_BEFORE_ESTIMATE = 20
 KEEPS = ('last', 'best')
@@ -59,7 +59,8 @@ def run(
   """Trains, or goes on where the newest whole checkpoint is.
 
   Checkpoints are written while the steps go on. Whatever moves between host and
-  devices in the loop without saying so is an error of JAX.
+  devices in the loop without saying so is an error of JAX. SIGTERM, where a
+  command listens to it, saves a checkpoint of the step that is being taken.
 
   Args:
     engine: of one step.
@@ -80,13 +81,18 @@ def run(
   Raises:
     DivergedError: where a metric is not finite; the last good checkpoint is
       kept.
+    Terminated: after SIGTERM, when the checkpoint is on disk.
   """
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
     state, record = checkpoints.restore(state) or (state, {})
     first = int(state.step)
     journal = _Journal(workdir, words, batch_size, first, record)
     if first < num_steps:
-      with journal, progress.bar(words.title, num_steps, first) as show:
+      with (
+        journal,
+        progress.bar(words.title, num_steps, first) as show,
+        signals.deferred() as is_ending,
+      ):
         placed, step = engine.place(state), first
         counts = _counts(
           first, num_steps, steps_per_dispatch, (log_every, checkpoint_every)
@@ -96,7 +102,8 @@ def run(
         enough = first + _STEPS_BEFORE_ESTIMATE + counts[0] - 1
         for count in counts:
           before, step = step, step + count
-          is_save = step % checkpoint_every == 0 or step == num_steps
+          is_due = step % checkpoint_every == 0 or step == num_steps
+          is_row = is_due or step % log_every == 0
           with jax.transfer_guard('disallow'):
             placed, metrics = engine.step(
               placed, *itertools.islice(batches, count)
@@ -106,22 +113,31 @@ def run(
               show(step)
             if before < enough <= step:
               journal.estimate(num_steps - step)
-            if not is_save and step % log_every:
+            is_last = is_ending()
+            if not is_row and not is_last:
               continue
             # Looks at the metrics before anything is saved.
-            row = journal.row(step)
-            if is_save:
+            journal.look()
+            if is_due or is_last:
               state = engine.fetch(placed)
-          if is_save and select_accuracy:
-            row['select_accuracy'] = select_accuracy(state)
-          journal.write(row)
+          if is_row:
+            row = journal.row(step)
+            if is_due and select_accuracy:
+              row['select_accuracy'] = select_accuracy(state)
+            journal.write(row)
           checkpoints.check()
-          if is_save:
+          if is_due or is_last:
             best = journal.best() if keep == 'best' else None
             record = journal.record()
             checkpoints.save(step, state, record, best=best)
+          if is_last:
+            break
           show(step, journal.text(row))
           journal.go_on()
+        # SIGTERM waits for that too.
+        checkpoints.wait()
+        if is_last:
+          logging.info('asked to end: saved the checkpoint of step %d', step)
     best = journal.best() if keep == 'best' else None
     if best is not None and best != int(state.step):
       state = checkpoints.restore_step(best, state)
@@ -183,22 +199,30 @@ class _Journal:
     self._timed_steps = record.get('timed_steps', 0)
     self._timed_seconds = record.get('timed_seconds', 0.0)
     self._words, self._batch_size = words, batch_size
-    self._before = first_step
-    self._pending: list[dict] = []
-    self._steps_pending = 0
+    # Steps since the last row, of a session that ended between two rows; they
+    # have no time.
+    self._pending: list[dict] = list(record.get('pending', []))
+    self._steps_pending = len(self._pending)
+    self._timed_steps -= self._steps_pending
+    self._before = first_step - self._steps_pending
     self._begin = time.monotonic()
     self._clock = 0.0  # 0 = before the first step
-    self._workdir, self._first_step = workdir, first_step
+    self._folder, self._first_step = str(workdir / 'tensorboard'), first_step
 
   def __enter__(self) -> '_Journal':
     # What a killed session wrote after its last checkpoint comes again.
     self._board = tensorboardX.SummaryWriter(
-      str(self._workdir / 'tensorboard'), purge_step=self._first_step + 1
+      self._folder, purge_step=self._first_step + 1
     )
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self._board.close()
+  def __exit__(self, kind: object, *_: object) -> None:
+    try:
+      self._board.close()
+    except OSError as error:
+      # It must not stand before the reason why the training ends.
+      if kind is None:
+        raise OSError(error.errno, error.strerror, self._folder) from error
 
   def add(self, metrics: dict, count: int) -> None:
     """Takes the metrics of some steps, which may still be computing."""
@@ -229,20 +253,20 @@ class _Journal:
       *(steps_left, self._batch_size / max(each, 1e-9)),
     )
 
-  def row(self, step: int) -> dict:
-    """Means over the steps since the row before.
+  def look(self) -> None:
+    """Waits for the steps since the row before.
 
     Raises:
-      DivergedError: where one is not finite.
+      DivergedError: where a metric of one is not finite.
     """
-    steps = [
+    self._pending = [
       dict(zip(metrics, values, strict=True))
       for metrics in jax.device_get(self._pending)
       for values in zip(
         *(np.ravel(x).tolist() for x in metrics.values()), strict=True
       )
     ]
-    for i, metrics in enumerate(steps):
+    for i, metrics in enumerate(self._pending):
       told = ', '.join(
         f'{name} is {value:g}'
         for name, value in metrics.items()
@@ -254,6 +278,10 @@ class _Journal:
           f'{told}; checkpoints from before are kept. {self._words.advice}, '
           'in a new workdir'
         )
+
+  def row(self, step: int) -> dict:
+    """Means over the steps since the row before, which `look` has seen."""
+    steps = self._pending
     self._timed_steps += len(steps)
     self._timed_seconds += time.monotonic() - self._clock
     self._pending, self._steps_pending, self._before = [], 0, step
@@ -297,6 +325,7 @@ class _Journal:
     """
     return {
       'history': list(self.history),
+      'pending': list(self._pending),
       'seconds': self._earlier + time.monotonic() - self._begin,
       'timed_steps': self._timed_steps,
       'timed_seconds': self._timed_seconds,

@@ -161,37 +161,44 @@ def check_sections(config: config_dict.ConfigDict) -> None:
 def _opened(
   config: config_dict.ConfigDict, name: str, workdir: pathlib.Path
 ) -> Iterator[None]:
-  """Makes the workdir, binds it to the config, and keeps a log in it."""
+  """Makes the workdir, binds it to the config, and keeps a log in it.
+
+  Raises:
+    UsageError: where it cannot be written, or belongs to another config.
+    UserError: where another process works in it.
+  """
   set_deterministic(config)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    for folder in (workdir, workdir / 'figures'):
-      files.sweep(folder)
-    bind(config, workdir)
-    # Last, so that a workdir that is refused leaves no open file.
-    handler = logging.FileHandler(workdir / 'run.log')
-  except OSError as error:
-    raise types.UsageError(
-      f'--workdir={workdir} cannot be written: {error.strerror}; take another'
-    ) from None
-  handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
-  logging.getLogger().addHandler(handler)
-  logging.info(
-    'crosr_jax %s: %s in %s, on %d x %s',
-    *(crosr_jax.__version__, name, workdir),
-    *(sharding.num_devices(), jax.devices()[0].device_kind),
-  )
-  try:
-    yield
-  except types.UserError as error:
-    handler.emit(_record(f'error: {error}'))
-    raise
-  except Exception:
-    handler.emit(_record(traceback.format_exc()))
-    raise
-  finally:
-    logging.getLogger().removeHandler(handler)
-    handler.close()
+  with contextlib.ExitStack() as stack:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(files.held(workdir))
+      for folder in (workdir, workdir / 'figures'):
+        files.sweep(folder)
+      bind(config, workdir)
+      # Last, so that a workdir that is refused leaves no open file.
+      handler = logging.FileHandler(workdir / 'run.log')
+    except OSError as error:
+      raise types.UsageError(
+        f'--workdir={workdir} cannot be written: {error.strerror}; take another'
+      ) from None
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+    logging.getLogger().addHandler(handler)
+    logging.info(
+      'crosr_jax %s: %s in %s, on %d x %s',
+      *(crosr_jax.__version__, name, workdir),
+      *(sharding.num_devices(), jax.devices()[0].device_kind),
+    )
+    try:
+      yield
+    except types.UserError as error:
+      handler.emit(_record(f'error: {error}'))
+      raise
+    except Exception:
+      handler.emit(_record(traceback.format_exc()))
+      raise
+    finally:
+      logging.getLogger().removeHandler(handler)
+      handler.close()
 
 
 def set_deterministic(config: config_dict.ConfigDict) -> None:

@@ -151,7 +151,7 @@ def root():
   return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def environment():
   """Environment of a command, as a user has it."""
   return {**COMMAND_ENVIRONMENT, 'PYTHONPATH': str(ROOT)}

@@ -1,7 +1,9 @@
 """The main job as a user runs it: one process, one config, one workdir."""
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,8 +25,8 @@ _SMALL = (
 )
 
 
-@pytest.fixture
-def run(environment, tmp_path_factory):
+@pytest.fixture(scope='session')
+def run(environment):
   """Runs the main job; returns the finished process."""
   # As the tests in this process, commands keep what they compiled.
   cache = str(ROOT / '.pytest_cache' / 'jax')
@@ -34,8 +36,8 @@ def run(environment, tmp_path_factory):
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
 
-  def call(*arguments, cwd=ROOT, wait=True):
-    command = [sys.executable, '-m', 'crosr_jax.main', *arguments]
+  def call(*arguments, cwd=ROOT, wait=True, prefix=()):
+    command = [*prefix, sys.executable, '-m', 'crosr_jax.main', *arguments]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     if not wait:
       return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
@@ -148,27 +150,73 @@ def test_damaged_checkpoint_falls_back(run, finished):
   assert after == before
 
 
-def test_killed_at_any_moment_ends_bit_equal(run, finished, request, tmp_path):
-  generator = np.random.default_rng(time.time_ns())
-  whole = tmp_path / 'whole'
+@pytest.fixture(scope='session')
+def whole(run, tmp_path_factory):
+  """A run that nothing interrupted, and the seconds that it took."""
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
   begin = time.monotonic()
-  assert run(*_SMALL, f'--workdir={whole}').returncode == 0
-  length = time.monotonic() - begin
+  assert run(*_SMALL, f'--workdir={workdir}').returncode == 0
+  return workdir, time.monotonic() - begin
+
+
+def _assert_as(workdir, whole):
+  assert _figures(workdir) == _figures(whole)
+  for name in ('weights.npz', 'fitted.npz'):
+    assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+  logs = (path / 'checkpoints/300/log/metadata' for path in (workdir, whole))
+  before, after = (json.loads(x.read_text())['history'] for x in logs)
+  assert before == after
+  assert list(workdir.rglob('.*')) == []
+
+
+def test_killed_at_any_moment_ends_bit_equal(run, whole, request, tmp_path):
+  generator = np.random.default_rng(time.time_ns())
   for i in range(request.config.getoption('--kills')):
     workdir = tmp_path / f'killed{i}'
-    moment = generator.uniform(0.3, 1.0) * length
+    moment = generator.uniform(0.3, 1.0) * whole[1]
     process = run(*_SMALL, f'--workdir={workdir}', wait=False)
     time.sleep(moment)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     again = run(*_SMALL, f'--workdir={workdir}')
     assert again.returncode == 0, again.stderr
-    assert _figures(workdir) == _figures(whole), moment
-    assert (workdir / 'fitted.npz').read_bytes() == (
-      whole / 'fitted.npz'
-    ).read_bytes()
-    leftover = list(workdir.rglob('.*'))
-    assert leftover == [], moment
+    _assert_as(workdir, whole[0])
+
+
+def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
+  workdir = tmp_path / 'w'
+  process = run(*_SMALL, f'--workdir={workdir}', wait=False)
+  while 'first step after' not in (line := process.stderr.readline()):
+    assert line
+  process.send_signal(signal.SIGSTOP)
+  holder = f'process {process.pid} on {socket.gethostname()}'
+  second = run(*_SMALL, f'--workdir={workdir}')
+  _fails(second, 1, str(workdir), f'in use by {holder}', 'take another')
+  process.send_signal(signal.SIGTERM)
+  process.send_signal(signal.SIGCONT)
+  _, told = process.communicate()
+  assert process.returncode == -signal.SIGTERM
+  saved_step = re.search(
+    r'asked to end: saved the checkpoint of step (\d+)', told
+  )
+  assert told.endswith(
+    'terminated; the same command goes on where it was stopped\n'
+  )
+  again = run(*_SMALL, f'--workdir={workdir}')
+  assert again.returncode == 0, again.stderr
+  assert f'restored the checkpoint of step {saved_step[1]}\n' in again.stderr
+  _assert_as(workdir, whole[0])
+
+
+def test_files_that_cannot_be_written(run, whole, tmp_path):
+  """As on a full disk, which needs root: no file may be larger than 4 kB."""
+  workdir = tmp_path / 'w'
+  limited = ('bash', '-c', 'ulimit -f 4; exec "$@"', 'bash')
+  process = run(*_SMALL, f'--workdir={workdir}', prefix=limited)
+  _fails(process, 1, 'checkpoint of step 60 cannot be written', str(workdir))
+  again = run(*_SMALL, f'--workdir={workdir}')
+  assert again.returncode == 0, again.stderr
+  _assert_as(workdir, whole[0])
 
 
 @pytest.mark.parametrize(

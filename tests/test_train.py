@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,16 @@ import optax
 import pytest
 from scipy import stats
 
-from crosr_jax import checkpoint, models, optimizer, sharding, train, types
+from crosr_jax import (
+  checkpoint,
+  loop,
+  models,
+  optimizer,
+  sharding,
+  signals,
+  train,
+  types,
+)
 from crosr_jax.data import augment, batches, splits
 
 _RULE = {
@@ -438,6 +448,56 @@ def test_images_on_devices_change_nothing(tmp_path, parallel):
   device = _fit(tmp_path / 'b', data_on_device='always', **fields)
   jax.tree.map(np.testing.assert_array_equal, host.state, device.state)
   assert host.history == device.history
+
+
+@pytest.fixture
+def listening():
+  """SIGTERM is answered, as in a command."""
+  before = signal.getsignal(signal.SIGTERM)
+  signals.listen()
+  yield
+  signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+  ('step', 'keep'), [(2, 'last'), (5, 'last'), (3, 'best'), (5, 'best')]
+)
+def test_asked_to_end_it_saves_the_step(
+  tmp_path, monkeypatch, listening, step, keep
+):
+  """Rows are due at 2, 4, 6, checkpoints at 3 and 6."""
+  whole = _fit(tmp_path / 'a', keep=keep)
+  add, taken = loop._Journal.add, []
+
+  def add_and_ask(self, metrics, count):
+    add(self, metrics, count)
+    taken.append(metrics)
+    if len(taken) == step:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop._Journal, 'add', add_and_ask)
+    with pytest.raises(signals.Terminated):
+      _fit(tmp_path / 'b', keep=keep)
+  assert len(taken) == step
+  kept = [int(p.name) for p in (tmp_path / 'b/checkpoints').iterdir()]
+  assert max(kept) == step
+  resumed = _fit(tmp_path / 'b', keep=keep)
+  jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
+  assert whole.history == resumed.history
+
+
+def test_a_diverged_step_is_not_saved_when_asked_to_end(
+  tmp_path, monkeypatch, listening
+):
+  def add(self, metrics, count):
+    self._pending.append({'loss': float('nan')})
+    signal.raise_signal(signal.SIGTERM)
+
+  monkeypatch.setattr(loop._Journal, 'add', add)
+  with pytest.raises(types.DivergedError, match='at step 1 loss is nan'):
+    _fit(tmp_path)
+  assert list((tmp_path / 'checkpoints').iterdir()) == []
 
 
 def test_the_best_checkpoint_on_select_is_kept(tmp_path, monkeypatch):

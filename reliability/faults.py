@@ -1,0 +1,435 @@
+"""Makes disk, files, clock and neighbours fail under a small run.
+
+  python reliability/faults.py --scratch=FOLDER
+
+Each trial looks at four things: what the command says and its exit code, that
+it is one line and no traceback, that no file lies half-written under its own
+name, and that the same command, once the fault is mended, ends as a run that
+met no fault, to the last bit. Full and read-only disks are mounted, for which
+one must be root; without that these trials are left out, and named.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import runs
+import tqdm
+
+_FUTURE = 10 * 365 * 86400.0  # seconds
+
+_CLOCK = '''
+import random, time
+_time, _random = time.time, random.Random({seed})
+def jumping():
+  """Off by up to ten days either way, anew at every call."""
+  return _time() + _random.uniform(-864000, 864000)
+time.time = jumping
+'''
+
+
+class Trial(NamedTuple):
+  """One fault, and what came of it."""
+
+  fault: str
+  detail: str
+  code: int  # while the fault lasts
+  said: str
+  faults: list[str]  # what should not have been; [] = survived
+
+
+class Bench:
+  """A run that met no fault, and what others are held against."""
+
+  def __init__(self, scratch: pathlib.Path):
+    self.scratch = scratch
+    self.finished = scratch / 'finished'
+    shutil.rmtree(self.finished, ignore_errors=True)
+    self.run(self.finished, expected=0)
+    self.whole = runs.result(self.finished)
+
+  def start(self, workdir: pathlib.Path, **kwargs: Any) -> subprocess.Popen:
+    """The main job, begun."""
+    return runs.start(self.scratch, *runs.job(workdir), **kwargs)
+
+  def run(
+    self, workdir: pathlib.Path, expected: int | None = None, **kwargs: Any
+  ) -> tuple[int, str]:
+    """The main job to its end: exit code, and what was said."""
+    code, told = runs.finish(self.start(workdir, **kwargs))
+    if expected is not None and code != expected:
+      raise RuntimeError(f'exit code {code}, not {expected}:\n{told}')
+    return code, told
+
+  def copy(self, name: str) -> pathlib.Path:
+    """Of the finished run."""
+    target = self.scratch / name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(self.finished, target)
+    return target
+
+  def again(self, workdir: pathlib.Path) -> list[str]:
+    """What is wrong when the same command runs once more, without the fault."""
+    faults = [f'half-written: {name}' for name in runs.half_written(workdir)]
+    code, told = self.run(workdir)
+    if code:
+      return [*faults, f'again: {runs.error_line(told)}']
+    faults += [f'differs: {n}' for n in runs.differing(workdir, self.whole)]
+    return faults + [f'left: {name}' for name in runs.leftovers(workdir)]
+
+
+def told_plainly(code: int, told: str, *words: str) -> list[str]:
+  """What is wrong with how a fault was told."""
+  errors = [x for x in told.splitlines() if x.startswith('error: ')]
+  faults = []
+  if 'Traceback' in told:
+    faults.append('traceback')
+  if code not in (1, 2) or len(errors) != 1:
+    faults.append(f'exit code {code}, {len(errors)} error lines')
+  return faults + [f'not said: {w}' for w in words if w not in ''.join(errors)]
+
+
+def wait_for(
+  process: subprocess.Popen, words: str, seconds: float = 300
+) -> None:
+  """Reads what a process says until these words come."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    line = process.stdout.readline()
+    if words in line or not line:
+      return
+
+
+@contextlib.contextmanager
+def mounted(folder: pathlib.Path, size: int) -> Iterator[None]:
+  """A disk of its own, of so many bytes."""
+  folder.mkdir(exist_ok=True)
+  _mount('-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder))
+  try:
+    yield
+  finally:
+    subprocess.run(['umount', str(folder)], check=True)
+
+
+def _mount(*arguments: str) -> None:
+  subprocess.run(['mount', *arguments], check=True, capture_output=True)
+
+
+def disk_full(bench: Bench) -> Iterator[Trial]:
+  """Disks of rising size; then there is room."""
+  used = sum(p.stat().st_size for p in bench.finished.rglob('*'))
+  disk = bench.scratch / 'disk'
+  for percent in (1, 5, 15, 30, 45, 60, 75, 90, 98):
+    with mounted(disk, max(4096, used * percent // 100)):
+      workdir = disk / 'run'
+      code, told = bench.run(workdir)
+      faults = [] if not code else told_plainly(code, told, str(disk))
+      _mount('-o', 'remount,size=1g', str(disk))
+      faults += bench.again(workdir) if workdir.exists() else []
+      yield Trial(
+        'disk full',
+        f'{percent} % of a run',
+        code,
+        runs.error_line(told),
+        faults,
+      )
+
+
+def read_only(bench: Bench) -> Iterator[Trial]:
+  """A disk that cannot be written, with and without a run on it."""
+  disk = bench.scratch / 'disk'
+  with mounted(disk, 2**30):
+    shutil.copytree(bench.finished, disk / 'finished')
+    before = runs.tree(disk)
+    _mount('-o', 'remount,ro', str(disk))
+    cases = {
+      'new workdir': runs.job(disk / 'new'),
+      'finished workdir': runs.job(disk / 'finished'),
+      'output of export': [
+        *('-m', 'crosr_jax.export', f'--workdir={disk / "finished"}'),
+        f'--output={disk / "x.jaxexport"}',
+      ],
+      'diagnose': [
+        *('-m', 'crosr_jax.diagnose', f'--workdir={disk / "finished"}')
+      ],
+    }
+    for name, command in cases.items():
+      code, told = runs.finish(runs.start(bench.scratch, *command))
+      faults = told_plainly(code, told, str(disk), 'Read-only')
+      if runs.tree(disk) != before:
+        faults.append('files changed')
+      yield Trial('read-only', name, code, runs.error_line(told), faults)
+    # What only reads must not mind.
+    target = bench.scratch / 'x.jaxexport'
+    code, told = runs.finish(
+      runs.start(
+        bench.scratch,
+        *('-m', 'crosr_jax.export', f'--workdir={disk / "finished"}'),
+        f'--output={target}',
+      )
+    )
+    yield Trial(
+      'read-only', 'export to elsewhere', code, runs.error_line(told),
+      [f'exit code {code}'] if code else [],
+    )  # fmt: skip
+    _mount('-o', 'remount,rw', str(disk))
+    yield Trial(
+      'read-only', 'written again', 0, '', bench.again(disk / 'finished')
+    )
+
+
+def deleted(bench: Bench) -> Iterator[Trial]:
+  """The workdir is deleted while a run is in it."""
+  for words in ('reading', 'first step', 'fitting and scoring'):
+    workdir = bench.scratch / 'deleted'
+    shutil.rmtree(workdir, ignore_errors=True)
+    process = bench.start(workdir)
+    wait_for(process, words)
+    while workdir.exists():
+      shutil.rmtree(workdir, ignore_errors=True)
+    code, told = runs.finish(process)
+    faults = [] if not code else told_plainly(code, told, str(workdir))
+    if not code:
+      faults.append('nothing said')
+    # A folder that came back holds a part of a run at most.
+    workdir.mkdir(exist_ok=True)
+    faults += bench.again(workdir)
+    yield Trial(
+      'workdir deleted', f'after "{words}"', code, runs.error_line(told), faults
+    )
+
+
+def two_jobs(bench: Bench) -> Iterator[Trial]:
+  """A second job in a workdir, while the first trains, fits, or hangs."""
+  for words in ('reading', 'first step', 'fitting and scoring', 'hangs'):
+    workdir = bench.scratch / 'shared'
+    shutil.rmtree(workdir, ignore_errors=True)
+    first = bench.start(workdir)
+    wait_for(first, 'first step' if words == 'hangs' else words)
+    first.send_signal(signal.SIGSTOP)
+    code, told = bench.run(workdir)
+    holder = f'process {first.pid} on {socket.gethostname()}'
+    faults = told_plainly(code, told, holder, str(workdir))
+    if words == 'hangs':
+      # Whoever is told of it ends it, and nothing stays locked.
+      first.kill()
+      runs.finish(first)
+    else:
+      first.send_signal(signal.SIGCONT)
+      ended, said = runs.finish(first)
+      faults += [f'the first: {runs.error_line(said)}'] if ended else []
+    faults += bench.again(workdir)
+    detail = (
+      'first hangs, is killed' if words == 'hangs' else f'after "{words}"'
+    )
+    yield Trial('second job', detail, code, runs.error_line(told), faults)
+
+
+def clock(bench: Bench) -> Iterator[Trial]:
+  """time.time jumps at every call; files come from the future."""
+  for seed in range(3):
+    folder = bench.scratch / 'clock'
+    folder.mkdir(exist_ok=True)
+    (folder / 'sitecustomize.py').write_text(_CLOCK.format(seed=seed))
+    workdir = bench.scratch / 'jumping'
+    shutil.rmtree(workdir, ignore_errors=True)
+    code, told = bench.run(
+      workdir, PYTHONPATH=f'{folder}{os.pathsep}{runs.ROOT}'
+    )
+    faults = [runs.error_line(told)] if code else []
+    faults += [f'differs: {n}' for n in runs.differing(workdir, bench.whole)]
+    seconds = _seconds(workdir)
+    if not 0 < seconds < 3600:
+      faults.append(f'{seconds} s of training')
+    yield Trial('clock', 'jumps by days at every call', code, '', faults)
+  for detail, offset in (('files of the future', _FUTURE), ('of 1970', None)):
+    workdir = bench.copy('dated')
+    _damage(max((workdir / 'checkpoints' / '120').rglob('*'), key=_size), 'cut')
+    date = time.time() + offset if offset else 0.0
+    for path in workdir.rglob('*'):
+      os.utime(path, (date, date))
+    code, told = bench.run(workdir)
+    faults = [runs.error_line(told)] if code else []
+    if 'restored the checkpoint of step 100' not in told:
+      faults.append('not from the checkpoint before')
+    faults += bench.again(workdir)
+    yield Trial('clock', detail, code, '', faults)
+
+
+def _seconds(workdir: pathlib.Path) -> float:
+  return json.loads((workdir / 'report.json').read_text())['train']['seconds']
+
+
+def damaged(bench: Bench) -> Iterator[Trial]:
+  """Each file of a finished workdir in turn, cut and with a bit flipped."""
+  from crosr_jax import openset, pipeline, types
+
+  config = runs.small_config()
+  said: list[str] = []
+  handler = _Keeping(said)
+  logging.getLogger().addHandler(handler)
+  logging.getLogger().setLevel(logging.INFO)
+  names = sorted(
+    str(path.relative_to(bench.finished))
+    for path in bench.finished.rglob('*')
+    if path.is_file()
+  )
+  for name in names:
+    for how in ('cut', 'flipped'):
+      workdir = bench.copy('damaged')
+      _damage(workdir / name, how)
+      if (workdir / name).read_bytes() == (bench.finished / name).read_bytes():
+        continue
+      said.clear()
+      faults, code = [], 0
+      if name in ('weights.npz', 'fitted.npz', 'model.json'):
+        # First as a reader meets it.
+        try:
+          openset.load(workdir)
+          faults.append('read as if it were whole')
+        except types.UserError as error:
+          said.append(str(error))
+      try:
+        pipeline.run(config, 'digits', workdir, workdir)
+      except types.UserError as error:
+        code = error.exit_code
+        said.append(str(error))
+      if not code:
+        found = runs.differing(workdir, bench.whole)
+        faults += [f'differs: {x}' for x in found]
+        faults += [f'left: {x}' for x in runs.leftovers(workdir)]
+      elif runs.tree(workdir / 'checkpoints') != runs.tree(
+        bench.finished / 'checkpoints'
+      ):
+        faults.append('an error, and checkpoints were changed')
+      about = [x for x in said if _is_about(x, name)]
+      if not about and _must_be_said(name):
+        faults.append('nothing said')
+      kind = name.split('/')[0]
+      if kind == 'checkpoints':
+        newest = name.split('/')[1] == str(runs.LAST_STEP)
+        kind = f'{kind}, the {"newest" if newest else "older ones"}'
+      yield Trial(
+        f'{how}: {kind}', name, code, about[0] if about else '', faults
+      )
+  logging.getLogger().removeHandler(handler)
+
+
+class _Keeping(logging.Handler):
+  """Keeps what is logged."""
+
+  def __init__(self, said: list[str]):
+    super().__init__()
+    self._said = said
+
+  def emit(self, record: logging.LogRecord) -> None:
+    self._said.append(record.getMessage())
+
+
+def _is_about(line: str, name: str) -> bool:
+  words = ('damaged', 'cannot be trusted', 'belong', 'missing', 'format')
+  return any(word in line for word in words)
+
+
+def _must_be_said(name: str) -> bool:
+  """Whether a main job reads the file, or a reader of the run does.
+
+  Checkpoints before the newest are not read while that is whole; reports, logs
+  and features are written anew, and never read by the main job.
+  """
+  newest = f'{runs.LAST_STEP}'
+  return (
+    name.startswith(f'checkpoints/{newest}/')
+    or name == f'digests/{newest}.json'
+    or name in ('weights.npz', 'fitted.npz', 'model.json', 'config.json')
+  )
+
+
+def _damage(path: pathlib.Path, how: str) -> None:
+  data = bytearray(path.read_bytes())
+  if how == 'cut':
+    data = data[: len(data) // 2]
+  elif data:
+    data[len(data) // 2] ^= 0x10
+  path.write_bytes(data)
+
+
+def _size(path: pathlib.Path) -> int:
+  return path.stat().st_size if path.is_file() else 0
+
+
+ROOT_ALONE = {'disk_full': disk_full, 'read_only': read_only}
+ANYBODY = {
+  'deleted': deleted,
+  'two_jobs': two_jobs,
+  'clock': clock,
+  'damaged': damaged,
+}
+
+
+def tables(trials: list[Trial], skipped: list[str]) -> str:
+  """What was tried and survived; what was said, each once."""
+  rows = []
+  for fault in dict.fromkeys(trial.fault for trial in trials):
+    found = [t for t in trials if t.fault == fault]
+    survived = sum(not t.faults for t in found)
+    codes = sorted({t.code for t in found})
+    rows.append([
+      *(fault, len(found), survived, len(found) - survived),
+      ', '.join(map(str, codes)),
+    ])  # fmt: skip
+  rows += [[name, 0, 'skipped: not root', '', ''] for name in skipped]
+  said = {(t.fault.split(': ')[0], t.said): None for t in trials if t.said}
+  lost = [[t.fault, t.detail, '; '.join(t.faults)] for t in trials if t.faults]
+  parts = [
+    runs.table(['fault', 'tried', 'survived', 'lost', 'exit codes'], rows),
+    runs.table(['fault', 'said'], list(said)),
+  ]
+  if lost:
+    parts.append(runs.table(['lost', 'trial', 'why'], lost))
+  return '\n\n'.join(parts)
+
+
+def main() -> None:
+  """Tries and prints."""
+  every = ROOT_ALONE | ANYBODY
+  parser = runs.parser(__doc__, 'faults.json')
+  parser.add_argument(
+    '--only', default=','.join(every), help='some of them, between commas'
+  )
+  arguments = parser.parse_args()
+  scratch = pathlib.Path(arguments.scratch).resolve()
+  scratch.mkdir(parents=True, exist_ok=True)
+  chosen, is_root = arguments.only.split(','), os.getuid() == 0
+  if unknown := set(chosen) - set(every):
+    parser.error(
+      f'--only: no {", ".join(unknown)}; there are {", ".join(every)}'
+    )
+  skipped = [n for n in chosen if n in ROOT_ALONE and not is_root]
+  bench = Bench(scratch)
+  trials: list[Trial] = []
+  with tqdm.tqdm(desc='trials') as bar:
+    for name in chosen:
+      if name in skipped:
+        continue
+      for trial in every[name](bench):
+        trials.append(trial)
+        bar.update()
+        runs.write(
+          arguments.output,
+          {'trials': [t._asdict() for t in trials], 'skipped': skipped},
+        )
+  print(tables(trials, skipped))
+
+
+if __name__ == '__main__':
+  main()
