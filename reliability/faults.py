@@ -276,8 +276,7 @@ def damaged(bench: Bench) -> Iterator[Trial]:
   config = runs.small_config()
   said: list[str] = []
   handler = _Keeping(said)
-  logging.getLogger().addHandler(handler)
-  logging.getLogger().setLevel(logging.INFO)
+  logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
   names = sorted(
     str(path.relative_to(bench.finished))
     for path in bench.finished.rglob('*')
