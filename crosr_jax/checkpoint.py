@@ -108,7 +108,16 @@ class Checkpoints:
       state: a NamedTuple of trees of arrays.
       log: JSON.
       best: a step that is never pruned.
+
+    Raises:
+      UserError: where it cannot be written, or the workdir is gone: made anew
+        it would lack what binds it to its config.
     """
+    if not self._steps.exists():
+      raise types.UserError(
+        f'{self._steps} was deleted while the run was in it; run the same '
+        'command again'
+      )
     try:
       self._write(step, state, log)
     except (OSError, RuntimeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,3 +212,12 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     pytest.raises(ValueError, match=r'checkpoint of step 1 cannot be written'),
   ):
     checkpoints.save(1, _state(1), {})
+
+
+def test_a_folder_that_was_deleted_is_not_made_anew(tmp_path):
+  with checkpoint.Checkpoints(tmp_path / 'w', 3) as checkpoints:
+    checkpoints.save(1, _state(1), {})
+    shutil.rmtree(tmp_path / 'w')
+    with pytest.raises(ValueError, match=r'w/checkpoints was deleted while'):
+      checkpoints.save(2, _state(2), {})
+  assert not (tmp_path / 'w').exists()
