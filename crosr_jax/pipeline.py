@@ -115,6 +115,11 @@ def run(
     )
     logging.info('fitting and scoring')
     scored = _score(config, benchmark, model, trained)
+    if not (workdir / 'config.json').exists():
+      raise types.UserError(
+        f'{workdir} was deleted while the run was in it; run the same command '
+        'again'
+      )
     saved.save(
       workdir,
       saved.Saved(

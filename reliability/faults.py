@@ -25,6 +25,10 @@ from typing import Any, NamedTuple
 import runs
 import tqdm
 
+# Checkpoints of the small run before its newest.
+_OLDEST, _BEFORE = 80, 100
+# How a file that is not as it was is told of.
+_DAMAGE = ('is damaged', 'belongs to another config', 'is of format')
 _FUTURE = 10 * 365 * 86400.0  # seconds
 
 _CLOCK = '''
@@ -125,10 +129,10 @@ def _mount(*arguments: str) -> None:
 
 
 def disk_full(bench: Bench) -> Iterator[Trial]:
-  """Disks of rising size; then there is room."""
+  """Disks of several sizes; then there is room."""
   used = sum(p.stat().st_size for p in bench.finished.rglob('*'))
   disk = bench.scratch / 'disk'
-  for percent in (1, 5, 15, 30, 45, 60, 75, 90, 98):
+  for percent in (1, 45, 90, 15, 60, 98, 5, 30, 75):
     with mounted(disk, max(4096, used * percent // 100)):
       workdir = disk / 'run'
       code, told = bench.run(workdir)
@@ -270,58 +274,135 @@ def _seconds(workdir: pathlib.Path) -> float:
 
 
 def damaged(bench: Bench) -> Iterator[Trial]:
-  """Each file of a finished workdir in turn, cut and with a bit flipped."""
+  """Files of a finished workdir, cut and with a bit flipped."""
+  said: list[str] = []
+  logging.basicConfig(level=logging.INFO, handlers=[_Keeping(said)], force=True)
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  like = _like(bench)
+  yield from _damaged_checkpoints(bench, said, like)
+  yield from _damaged_others(bench, said)
+
+
+def _like(bench: Bench) -> Any:
+  """A state of the small run's structure, as its own training asks for it."""
+  from crosr_jax import checkpoint, pipeline
+
+  found, restore = [], checkpoint.Checkpoints.restore
+
+  def keep(self, like):
+    found.append(like)
+    return restore(self, like)
+
+  checkpoint.Checkpoints.restore = keep
+  try:
+    workdir = bench.copy('like')
+    pipeline.run(runs.small_config(), 'digits', workdir, workdir)
+  finally:
+    checkpoint.Checkpoints.restore = restore
+  return found[0]
+
+
+def _damaged_checkpoints(
+  bench: Bench, said: list[str], like: Any
+) -> Iterator[Trial]:
+  """Each file of the two newest checkpoints in turn.
+
+  Those of the older one with the newest damaged too, since it is not read while
+  that is whole. What is restored must be the checkpoint before, to the last
+  bit; that a run which begins there ends as another is for kills.py.
+  """
+  for step, before in ((runs.LAST_STEP, _BEFORE), (_BEFORE, _OLDEST)):
+    workdir = bench.copy('hurt')
+    for newer in {runs.LAST_STEP, step}:
+      shutil.rmtree(workdir / 'checkpoints' / str(newer))
+    expected = _restored(workdir, like)
+    names = [
+      str(path.relative_to(bench.finished))
+      for path in sorted((bench.finished / 'checkpoints').rglob('*'))
+      if path.is_file()
+      and path.relative_to(bench.finished).parts[1] == f'{step}'
+    ]
+    for name in (*names, f'digests/{step}.json'):
+      for how in ('cut', 'flipped'):
+        workdir = bench.copy('hurt')
+        if not _damage(workdir / name, how):
+          continue
+        if step != runs.LAST_STEP:
+          newest = workdir / 'checkpoints' / str(runs.LAST_STEP)
+          _damage(max(newest.rglob('*'), key=_size), how)
+        said.clear()
+        found = _restored(workdir, like)
+        about = [x for x in said if f'checkpoint {step} cannot be trusted' in x]
+        faults = [] if about else ['nothing said']
+        if found != expected:
+          faults.append(f'restored is not checkpoint {before} as it was')
+        yield Trial(
+          f'checkpoint {how}: {"newest" if step > _BEFORE else "two newest"}',
+          *(name, 0, about[0] if about else '', faults),
+        )
+
+
+def _restored(workdir: pathlib.Path, like: Any) -> tuple[dict, list[bytes]]:
+  import jax
+  import numpy as np
+
+  from crosr_jax import checkpoint
+
+  with checkpoint.Checkpoints(workdir, 3) as checkpoints:
+    state, log = checkpoints.restore(like)
+  return log, [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+
+
+def _damaged_others(bench: Bench, said: list[str]) -> Iterator[Trial]:
+  """All else in the workdir, and the whole job once more.
+
+  What no run reads again is damaged all at once.
+  """
   from crosr_jax import openset, pipeline, types
 
-  config = runs.small_config()
-  said: list[str] = []
-  handler = _Keeping(said)
-  logging.getLogger().addHandler(handler)
-  logging.getLogger().setLevel(logging.INFO)
-  names = sorted(
+  read = ('weights.npz', 'fitted.npz', 'model.json', 'config.json')
+  others = tuple(
     str(path.relative_to(bench.finished))
     for path in bench.finished.rglob('*')
     if path.is_file()
+    and path.relative_to(bench.finished).parts[0]
+    not in (*read, 'checkpoints', 'digests')
   )
-  for name in names:
+  for names in (*((name,) for name in read), others):
     for how in ('cut', 'flipped'):
-      workdir = bench.copy('damaged')
-      _damage(workdir / name, how)
-      if (workdir / name).read_bytes() == (bench.finished / name).read_bytes():
-        continue
+      workdir = bench.copy('hurt')
+      for name in names:
+        _damage(workdir / name, how)
       said.clear()
       faults, code = [], 0
-      if name in ('weights.npz', 'fitted.npz', 'model.json'):
-        # First as a reader meets it.
+      if names[0] in read[:3]:
+        # First as predict, export and others meet it.
         try:
           openset.load(workdir)
           faults.append('read as if it were whole')
         except types.UserError as error:
           said.append(str(error))
       try:
-        pipeline.run(config, 'digits', workdir, workdir)
+        pipeline.run(runs.small_config(), 'digits', workdir, workdir)
       except types.UserError as error:
         code = error.exit_code
         said.append(str(error))
-      if not code:
-        found = runs.differing(workdir, bench.whole)
-        faults += [f'differs: {x}' for x in found]
+        checkpoints = runs.tree(workdir / 'checkpoints')
+        if checkpoints != runs.tree(bench.finished / 'checkpoints'):
+          faults.append('an error, and checkpoints were changed')
+      else:
+        faults += [
+          f'differs: {x}' for x in runs.differing(workdir, bench.whole)
+        ]
         faults += [f'left: {x}' for x in runs.leftovers(workdir)]
-      elif runs.tree(workdir / 'checkpoints') != runs.tree(
-        bench.finished / 'checkpoints'
-      ):
-        faults.append('an error, and checkpoints were changed')
-      about = [x for x in said if _is_about(x, name)]
-      if not about and _must_be_said(name):
+      about = [x for x in said if any(word in x for word in _DAMAGE)]
+      if not about and names != others:
         faults.append('nothing said')
-      kind = name.split('/')[0]
-      if kind == 'checkpoints':
-        newest = name.split('/')[1] == str(runs.LAST_STEP)
-        kind = f'{kind}, the {"newest" if newest else "older ones"}'
+      kind = 'what no run reads' if names == others else names[0]
       yield Trial(
-        f'{how}: {kind}', name, code, about[0] if about else '', faults
+        f'{how}: {kind}',
+        *(', '.join(names), code, about[0] if about else '', faults),
       )
-  logging.getLogger().removeHandler(handler)
 
 
 class _Keeping(logging.Handler):
@@ -335,32 +416,17 @@ class _Keeping(logging.Handler):
     self._said.append(record.getMessage())
 
 
-def _is_about(line: str, name: str) -> bool:
-  words = ('damaged', 'cannot be trusted', 'belong', 'missing', 'format')
-  return any(word in line for word in words)
-
-
-def _must_be_said(name: str) -> bool:
-  """Whether a main job reads the file, or a reader of the run does.
-
-  Checkpoints before the newest are not read while that is whole; reports, logs
-  and features are written anew, and never read by the main job.
-  """
-  newest = f'{runs.LAST_STEP}'
-  return (
-    name.startswith(f'checkpoints/{newest}/')
-    or name == f'digests/{newest}.json'
-    or name in ('weights.npz', 'fitted.npz', 'model.json', 'config.json')
-  )
-
-
-def _damage(path: pathlib.Path, how: str) -> None:
+def _damage(path: pathlib.Path, how: str) -> bool:
+  """Whether there was anything to damage."""
   data = bytearray(path.read_bytes())
+  if not data:
+    return False
   if how == 'cut':
     data = data[: len(data) // 2]
-  elif data:
+  else:
     data[len(data) // 2] ^= 0x10
   path.write_bytes(data)
+  return True
 
 
 def _size(path: pathlib.Path) -> int:

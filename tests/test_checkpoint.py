@@ -278,3 +278,14 @@ def test_what_ended_a_training_is_what_is_raised(tmp_path, caplog):
     raise KeyboardInterrupt
   (told,) = (r for r in caplog.records if r.levelno == logging.ERROR)
   assert 'checkpoint of step 1 cannot be written' in told.getMessage()
+
+
+def test_a_folder_that_was_deleted_is_not_made_anew(tmp_path):
+  with checkpoint.Checkpoints(tmp_path / 'w', 3) as checkpoints:
+    checkpoints.save(1, _state(1), {})
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / 'w')
+    checkpoints.save(2, _state(2), {})
+    with pytest.raises(ValueError, match=r'w/checkpoints was deleted while'):
+      checkpoints.wait()
+  assert not (tmp_path / 'w').exists()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -206,6 +207,19 @@ def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
   assert again.returncode == 0, again.stderr
   assert f'restored the checkpoint of step {saved_step[1]}\n' in again.stderr
   _assert_as(workdir, whole[0])
+
+
+def test_a_workdir_that_is_deleted_is_not_made_anew(run, tmp_path):
+  workdir = tmp_path / 'w'
+  process = run(*_SMALL, f'--workdir={workdir}', wait=False)
+  while 'fitting and scoring' not in (line := process.stderr.readline()):
+    assert line
+  process.send_signal(signal.SIGSTOP)
+  shutil.rmtree(workdir)
+  process.send_signal(signal.SIGCONT)
+  _, process.stderr = process.communicate()
+  _fails(process, 1, f'{workdir} was deleted while the run was in it')
+  assert not workdir.exists()
 
 
 def test_files_that_cannot_be_written(run, whole, tmp_path):
