@@ -56,6 +56,8 @@ def load(
   others_unknown: bool = True,
   cifar100_splits: Sequence[Sequence[int]] = (),
   train_dir: str = '',
+  test_dir: str = '',
+  num_classes: int = 0,
   image_size: int = 64,
   grey: bool = False,
   unknown_dirs: Sequence[str] = (),
@@ -82,6 +84,8 @@ def load(
     cifar100_splits: classes of the unknown set cifar100 for each of `splits`;
       none means all of them.
     train_dir: of the data set 'folder', see folder.source.
+    test_dir: of its test part, with the same classes; '' = there is none.
+    num_classes: that it must have; 0 = any.
     image_size: side that its images are brought to.
     grey: whether they are made grey.
     unknown_dirs: folders whose images come as unknown, a set each.
@@ -101,7 +105,9 @@ def load(
       f'evaluation.max_unknown must be at least 1, got {max_unknown}'
     )
   check_splits(splits, split, unknown_classes, cifar100_splits)
-  source, skipped = _source(name, data_dir, train_dir, image_size, grey)
+  source, skipped = _source(
+    name, data_dir, train_dir, test_dir, num_classes, image_size, grey
+  )
   names = source.train.class_names
   if splits:
     known = splits_lib.pick('data.splits', splits, split)
@@ -171,23 +177,43 @@ def _source(
   name: str,
   data_dir: pathlib.Path,
   train_dir: str,
+  test_dir: str,
+  num_classes: int,
   image_size: int,
   grey: bool,
 ) -> tuple[sources.Published, list[folder.Skipped]]:
   """A data set, and which of its files are left out."""
   if name != 'folder':
-    if train_dir:
-      raise types.UsageError(
-        f"data.train_dir={train_dir} is for data.name='folder', this is {name}"
-      )
+    of_folder = {
+      'train_dir': train_dir,
+      'test_dir': test_dir,
+      'num_classes': num_classes,
+    }
+    for field, value in of_folder.items():
+      if value:
+        raise types.UsageError(
+          f"data.{field}={value} is for data.name='folder', this is {name}"
+        )
     return sources.SOURCES[name](data_dir), []
   if not _SMALLEST <= image_size <= _LARGEST:
     raise types.UsageError(
       f'data.image_size must be in {_SMALLEST}..{_LARGEST}, got {image_size}'
     )
   shape = (image_size, image_size, 1 if grey else 3)
-  found, skipped = folder.source(train_dir, 'data.train_dir', shape, data_dir)
-  return sources.Published(found), skipped
+  train, skipped = folder.source(
+    train_dir, 'data.train_dir', shape, data_dir, num_classes=num_classes
+  )
+  if not test_dir:
+    return sources.Published(train), skipped
+  test, more = folder.source(
+    test_dir, 'data.test_dir', shape, data_dir, fewest=1
+  )
+  if differ := set(train.class_names) ^ set(test.class_names):
+    raise types.UsageError(
+      f'data.test_dir={test_dir} and data.train_dir={train_dir} must have the '
+      f'same classes: {min(differ)} is in one of them alone'
+    )
+  return sources.Published(train, test), skipped + more
 
 
 def unknown_sets(

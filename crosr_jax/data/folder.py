@@ -36,6 +36,9 @@ def source(
   field: str,
   shape: tuple[int, int, int],
   data_dir: pathlib.Path,
+  *,
+  num_classes: int = 0,
+  fewest: int = FEWEST,
 ) -> tuple[sources.Source, list[Skipped]]:
   """The images below a folder, by class, and the files that are left out.
 
@@ -47,10 +50,12 @@ def source(
     field: of the config that names it, for errors.
     shape: see images.read.
     data_dir: where what was found is remembered.
+    num_classes: that there must be; 0 = any number.
+    fewest: images that a class must have.
 
   Raises:
-    UsageError: where there is no such folder, fewer than two classes, or a
-      class of fewer than FEWEST images that can be used.
+    UsageError: where there is no such folder, fewer than two classes or another
+      number than there must be, or a class of too few images that can be used.
   """
   if not train_dir:
     raise types.UsageError(
@@ -65,6 +70,11 @@ def source(
     raise types.UsageError(
       f'{field}={train_dir} has {len(names)} sub-folders, and each is a class: '
       'at least 2 are needed'
+    )
+  if num_classes not in (0, len(names)):
+    raise types.UsageError(
+      f'{field}={train_dir} has {len(names)} sub-folders, and each is a class: '
+      f'data.num_classes={num_classes}; bring the others, or set that to 0'
     )
   if _RESERVED in names:
     raise types.UsageError(
@@ -85,10 +95,10 @@ def source(
     if p.is_file() and not _hidden(p)
   ]
   count = np.bincount(label, minlength=len(names))
-  if few := [k for k in range(len(names)) if count[k] < FEWEST]:
+  if few := [k for k in range(len(names)) if count[k] < fewest]:
     told = ', '.join(f'{names[k]}: {count[k]}' for k in few)
     raise types.UsageError(
-      f'{field}={train_dir}: at least {FEWEST} images of a class are needed, '
+      f'{field}={train_dir}: at least {fewest} images of a class are needed, '
       f'there are fewer of {told}{_also(skipped)}; add some, or move the '
       'folder away'
     )
