@@ -32,6 +32,8 @@ class Engine(NamedTuple):
   # Donates the placed state it is given; metrics have one element each.
   step: ReplicaStep
   fetch: Callable[[Any], Any]  # placed state -> NumPy
+  # Of the shapes of a state and of a batch; nothing is run.
+  compiled: Callable[[Any, Any], jax.stages.Compiled]
 
 
 def engine(
@@ -49,8 +51,8 @@ def engine(
     devices: default all of this process.
 
   Returns:
-    Place, step, fetch. The leading axis of every leaf of a batch is split over
-    the devices.
+    Place, step, fetch, compiled. The leading axis of every leaf of a batch is
+    split over the devices.
 
   Raises:
     ValueError: for another `parallel`.
@@ -64,9 +66,9 @@ def engine(
 def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
   n = len(devices)
   mesh = _mesh(devices)
-  mapped = _compiled(
-    jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0), devices
-  )
+  mapped = jax.pmap(step, layers.AXIS, devices=devices, donate_argnums=0)
+  compile_ = _compiler(mapped, devices)
+  call = _at_first_call(compile_)
 
   def place(state: Any) -> Any:
     stacked = jax.tree.map(
@@ -76,7 +78,7 @@ def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
 
   def run(state: Any, batch: Any) -> tuple[Any, Any]:
     split = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), batch)
-    state, metrics = mapped(state, split)
+    state, metrics = call(state, split)
     # Indexing would move every number of every step between the devices.
     return state, jax.tree.map(lambda x: x.addressable_data(0), metrics)
 
@@ -86,26 +88,35 @@ def _pmap(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
       lambda x: np.asarray(np.asarray(x.addressable_data(0))[0]), state
     )
 
-  return Engine(place, run, fetch)
+  def compiled(state: Any, batch: Any) -> jax.stages.Compiled:
+    def stacked(x: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct((n, *x.shape), x.dtype)
+
+    def split(x: Any) -> jax.ShapeDtypeStruct:
+      shape = (n, x.shape[0] // n, *x.shape[1:])
+      return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    return compile_(jax.tree.map(stacked, state), jax.tree.map(split, batch))
+
+  return Engine(place, run, fetch, compiled)
 
 
 def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
   mesh = _mesh(devices)
   # With the check on, gradients of replicated parameters would be summed over
   # the devices before the step takes their mean itself, as under pmap.
-  mapped = _compiled(
-    jax.jit(
-      jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(P(), P(layers.AXIS)),
-        out_specs=(P(), P()),
-        check_vma=False,
-      ),
-      donate_argnums=0,
+  mapped = jax.jit(
+    jax.shard_map(
+      step,
+      mesh=mesh,
+      in_specs=(P(), P(layers.AXIS)),
+      out_specs=(P(), P()),
+      check_vma=False,
     ),
-    devices,
+    donate_argnums=0,
   )
+  compiled = _compiler(mapped, devices)
+  call = _at_first_call(compiled)
 
   def place(state: Any) -> Any:
     # A copy: the step gives the memory of what it is handed away.
@@ -113,14 +124,14 @@ def _shard_map(step: ReplicaStep, devices: Sequence[jax.Device]) -> Engine:
     return jax.device_put(copied, NamedSharding(mesh, P()))
 
   def run(state: Any, batch: Any) -> tuple[Any, Any]:
-    return mapped(
+    return call(
       state, jax.device_put(batch, NamedSharding(mesh, P(layers.AXIS)))
     )
 
   def fetch(state: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), state)
 
-  return Engine(place, run, fetch)
+  return Engine(place, run, fetch, compiled)
 
 
 @functools.cache
@@ -142,16 +153,28 @@ def compiler_options(platform: str) -> dict[str, str]:
   return _ON_ALL_CORES
 
 
-def _compiled(step: Any, devices: Sequence[jax.Device]) -> ReplicaStep:
-  """Compiles a jitted step at its first call, whose shapes are those of all."""
-  options = compiler_options(devices[0].platform)
+def _compiler(
+  step: Any, devices: Sequence[jax.Device]
+) -> Callable[[Any, Any], jax.stages.Compiled]:
+  """A mapped step to its program for what it is given, or shapes of that."""
+
+  def compiled(state: Any, batch: Any) -> jax.stages.Compiled:
+    options = compiler_options(devices[0].platform)
+    return step.lower(state, batch).compile(compiler_options=options)
+
+  return compiled
+
+
+def _at_first_call(
+  compiled: Callable[[Any, Any], jax.stages.Compiled],
+) -> ReplicaStep:
+  """Compiles at the first call, whose shapes are those of all."""
   program = None
 
   def run(state: Any, batch: Any) -> tuple[Any, Any]:
     nonlocal program
     if program is None:
-      lowered = step.lower(state, batch)
-      program = lowered.compile(compiler_options=options)
+      program = compiled(state, batch)
     return program(state, batch)
 
   return run
@@ -176,6 +199,12 @@ def replicate(tree: Any) -> Any:
   """A copy on every device, for `forward` to be called with many times."""
   mesh = _mesh(jax.local_devices())
   return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def pretend(count: int) -> None:
+  """So many CPU devices in place of those there are; before JAX is used."""
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', count)
 
 
 def num_devices() -> int:

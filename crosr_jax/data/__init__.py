@@ -7,7 +7,7 @@ entry of the net.
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -195,11 +195,7 @@ def _source(
           f"data.{field}={value} is for data.name='folder', this is {name}"
         )
     return sources.SOURCES[name](data_dir), []
-  if not _SMALLEST <= image_size <= _LARGEST:
-    raise types.UsageError(
-      f'data.image_size must be in {_SMALLEST}..{_LARGEST}, got {image_size}'
-    )
-  shape = (image_size, image_size, 1 if grey else 3)
+  shape = _folder_shape(image_size, grey)
   train, skipped = folder.source(
     train_dir, 'data.train_dir', shape, data_dir, num_classes=num_classes
   )
@@ -214,6 +210,53 @@ def _source(
       f'same classes: {min(differ)} is in one of them alone'
     )
   return sources.Published(train, test), skipped + more
+
+
+def _folder_shape(image_size: int, grey: bool) -> tuple[int, int, int]:
+  if not _SMALLEST <= image_size <= _LARGEST:
+    raise types.UsageError(
+      f'data.image_size must be in {_SMALLEST}..{_LARGEST}, got {image_size}'
+    )
+  return image_size, image_size, 1 if grey else 3
+
+
+def expected(
+  *,
+  name: str,
+  unknown_classes: Sequence[int],
+  splits: Sequence[Sequence[int]] = (),
+  split: int = 0,
+  train_dir: str = '',
+  num_classes: int = 0,
+  image_size: int = 64,
+  grey: bool = False,
+  **others: Any,
+) -> sources.Shape:
+  """What `load` would give, without an image: shape and known classes.
+
+  Args are those of `load`; others, which choose samples, are not looked at.
+
+  Raises:
+    UserError: for a value that cannot be used, with the field.
+  """
+  del others
+  types.check_choice('data.name', name, (*sources.SOURCES, 'folder'))
+  if name != 'folder':
+    shape, count = sources.SHAPES[name]
+  else:
+    if not num_classes and not train_dir:
+      raise types.UsageError(
+        'data.num_classes is needed, or data.train_dir, whose sub-folders are '
+        'the classes'
+      )
+    shape, count = _folder_shape(image_size, grey), num_classes
+    if train_dir:
+      count = len(folder.class_names(train_dir, 'data.train_dir', num_classes))
+  if splits:
+    known = splits_lib.pick('data.splits', splits, split)
+    unknown_classes = splits_lib.others(known, count)
+  known = splits_lib.others(unknown_classes, count, 'data.unknown_classes')
+  return sources.Shape(shape, len(known))
 
 
 def unknown_sets(
