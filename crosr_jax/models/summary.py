@@ -36,6 +36,8 @@ def rows(model: dhrnet.DHRNet, image_shape: Sequence[int]) -> list[Row]:
     model: the net.
     image_shape: [3] H, W, C.
   """
+  # What is computed in has no counts of its own.
+  model = model.clone(dtype='float32')
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
