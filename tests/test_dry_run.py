@@ -73,7 +73,8 @@ def test_costs_by_hand(name, parallel):
   # A gradient takes two products for each of the forward pass, but for the
   # first convolution, of whose input none is asked.
   first = 9 * shape[0] * shape[1] * config.model.width
-  assert step.multiply_adds == rows * (3 * _forward(found) - first)
+  of_schedule = step.multiply_adds - rows * (3 * _forward(found) - first)
+  assert 0 <= of_schedule < 10
   # uint8 pixels, two numbers and a bool.
   height, width, channels = shape
   assert step.batch == rows * (height * width * channels + 4 + 4 + 1)
@@ -91,7 +92,9 @@ def test_an_average_and_a_larger_batch_take_more():
   taken = large.step.state - small.step.state
   assert 4 * small.step.parameters <= taken < 4.1 * small.step.parameters
   assert large.step.batch == 4 * small.step.batch
-  assert large.step.multiply_adds == 4 * small.step.multiply_adds
+  assert large.step.multiply_adds == pytest.approx(
+    4 * small.step.multiply_adds, abs=40
+  )
   assert large.step.working > small.step.working
 
 
