@@ -33,6 +33,11 @@ def get_config() -> ConfigDict:
   config.data.name = 'digits'
   # Of 'folder': where a sub-folder of images for each class lies.
   config.data.train_dir = ''
+  # Of 'folder': where its test part lies, sub-folders of the same names, with
+  # data.test_share=0; '' = a share of train_dir.
+  config.data.test_dir = ''
+  # Of 'folder': how many classes there must be; 0 = as many as sub-folders.
+  config.data.num_classes = 0
   # Of 'folder': side of the square that the middle of each image is brought to.
   config.data.image_size = 64
   # Of 'folder': make images grey.
@@ -71,7 +76,7 @@ def get_config() -> ConfigDict:
 
   config.model = ConfigDict()
   # Classifying half: 'digits_cnn', 'mnist_cnn', 'fast_cnn', 'vgg',
-  # 'densenet100' or 'wide_resnet40_4'.
+  # 'densenet100', 'wide_resnet40_4' or 'resnet50'.
   config.model.backbone = 'digits_cnn'
   # Channels of its first block; of 'densenet100' what each layer adds.
   config.model.width = 32

@@ -5,12 +5,17 @@
 Run again, it goes on where it stopped, or only fits, scores and reports again
 with other `evaluation`, `weibull`, `scorer` and `report` fields. Any field is
 overridden by --config.<field>=VALUE. The report is <workdir>/report.html.
+
+  python -m crosr_jax.main --config=configs/imagenet1k.py --dry_run --devices=8
+
+says what a run would take, and does nothing.
 """
 
 from absl import flags
 
-from crosr_jax import cli
+from crosr_jax import cli, types
 
+_MOST_DEVICES = 1024
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -19,6 +24,19 @@ _WORKDIR = flags.DEFINE_string(
   'runs/<file>[-<variant>][-split<k>]',
 )
 _DATA_DIR = cli.define_data_dir()
+_DRY_RUN = flags.DEFINE_boolean(
+  'dry_run',
+  False,
+  'print the shape, parameters and operations of each part of the net, and the '
+  'operations and memory of a training step as it is compiled for the devices '
+  'that are there; nothing is trained, no image is read (a data set that is '
+  'not prepared is no hindrance), nothing is written',
+)
+_DEVICES = flags.DEFINE_integer(
+  'devices',
+  0,
+  'with --dry_run: so many CPU devices in place of those that are there',
+)
 
 
 def main() -> None:
@@ -28,6 +46,16 @@ def main() -> None:
   from crosr_jax.report import terminal
 
   name = cli.run_name(_CONFIG.value)
+  if _DRY_RUN.value:
+    if _DEVICES.present:
+      _pretend(_DEVICES.value)
+    print(terminal.plan(name, pipeline.plan(_CONFIG.value)))
+    return
+  if _DEVICES.present:
+    raise types.UsageError(
+      f'--devices={_DEVICES.value} is for --dry_run; a run takes the devices '
+      'that are there'
+    )
   workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
   result = pipeline.run(
     _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)
@@ -36,6 +64,14 @@ def main() -> None:
   for found in result['skipped']:
     print(f'left out: {found["path"]}: {found["reason"]}')
   print(f'Report: {workdir / "report.html"}')
+
+
+def _pretend(count: int) -> None:
+  from crosr_jax import sharding
+
+  if not 1 <= count <= _MOST_DEVICES:
+    raise types.UsageError(f'--devices={count}: must be in 1..{_MOST_DEVICES}')
+  sharding.pretend(count)
 
 
 if __name__ == '__main__':

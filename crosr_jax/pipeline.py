@@ -15,7 +15,7 @@ import pathlib
 import platform
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,6 +40,7 @@ from crosr_jax import (
   weibull,
 )
 from crosr_jax.data import duplicates, images
+from crosr_jax.models import summary
 
 # Sections that a workdir is bound to.
 BINDING = ('data', 'model', 'train', 'seed', 'counterfactual')
@@ -48,6 +49,17 @@ _CONTROL = (
   '"crosr_published" the pooled outputs of its blocks stand for the codes. '
   'They are a control, not CROSR.'
 )
+
+
+class Plan(NamedTuple):
+  """A run before it is begun."""
+
+  device: str
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  batch_size: int  # over all devices
+  parts: list[summary.Row]
+  step: train.Plan
 
 
 def run(
@@ -143,6 +155,37 @@ def run(
       seed=config.seed,
     )
   return result
+
+
+def plan(config: config_dict.ConfigDict) -> Plan:
+  """What `run` would train, and what a step of it takes; nothing is run.
+
+  Reads no image and writes nothing. Args and errors are those of `run`.
+  """
+  check_config(config)
+  set_deterministic(config)
+  shape = data.expected(**config.data)
+  channels = shape.image[-1]
+  model = models.build(
+    shape.num_classes + bool(config.counterfactual.count),
+    # Nothing that is told depends on the pixels.
+    *([0.5] * channels, [0.25] * channels),
+    **config.model,
+  )
+  return Plan(
+    f'{sharding.num_devices()} x {jax.devices()[0].device_kind}',
+    shape.image,
+    shape.num_classes,
+    config.train.batch_size,
+    summary.rows(model, shape.image),
+    train.plan(
+      model,
+      shape.image,
+      seed=config.seed,
+      parallel=config.parallel,
+      **config.train,
+    ),
+  )
 
 
 def check(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
@@ -317,14 +360,15 @@ def _bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
 
 def _defaults() -> dict[str, Any]:
   """Of fields that the stages can do without, as JSON gives them back."""
-  stages: dict[str, Callable[..., Any]] = {
-    'data': data.load,
-    'model': models.build,
-    'train': train.fit,
-  }
+  stages: list[tuple[str, Callable[..., Any]]] = [
+    ('data', data.load),
+    ('model', models.build),
+    ('train', train.fit),
+    ('train', train.build_step),
+  ]
   found = {
     f'{section}.{name}': parameter.default
-    for section, stage in stages.items()
+    for section, stage in stages
     for name, parameter in inspect.signature(stage).parameters.items()
     if parameter.default is not parameter.empty
   }

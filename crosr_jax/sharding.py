@@ -40,6 +40,8 @@ class Engine(NamedTuple):
   # Compiles what `step` runs with these arguments, and leaves them alone.
   compile: Callable[..., None]
   fetch: Callable[[Any], Any]  # placed state -> NumPy, of its own memory
+  # The program of one step, from shapes of a state and a batch; nothing is run.
+  planned: Callable[[Any, Any], jax.stages.Compiled]
 
 
 class _Way(NamedTuple):
@@ -50,6 +52,8 @@ class _Way(NamedTuple):
   # (function of state, batches and shared; T) -> the same, compiled when called
   mapped: Callable[[ReplicaStep, int], Any]
   fetch: Callable[[Any], Any]  # the opposite of `place`
+  # Shapes of a state and a batch -> those of what `place` and `split` give
+  shapes: Callable[[Any, Any], tuple[Any, Any]]
 
 
 def engine(
@@ -70,9 +74,9 @@ def engine(
       once.
 
   Returns:
-    Place, step, compile, fetch. The leading axis of every leaf of a batch is
-    split over the devices. Steps of one program are those of many, but for how
-    XLA rounds: what it fuses is another.
+    Place, step, compile, fetch, planned. The leading axis of every leaf of a
+    batch is split over the devices. Steps of one program are those of many, but
+    for how XLA rounds: what it fuses is another.
 
   Raises:
     ValueError: for another `parallel`.
@@ -97,14 +101,17 @@ def engine(
 
     return jax.lax.scan(body, state, batches, unroll=_is_unrolled(platform))
 
+  def compiled(count: int, *arguments: Any) -> jax.stages.Compiled:
+    mapped = way.mapped(one if count == 1 else several, count)
+    return mapped.lower(*arguments).compile(
+      compiler_options=compiler_options(platform)
+    )
+
   def prepared(state: Any, batches: Sequence[Any]) -> tuple[Any, Any]:
     count = len(batches)
     arguments = state, way.split(batches), beside_batches()
     if count not in programs:
-      mapped = way.mapped(one if count == 1 else several, count)
-      programs[count] = mapped.lower(*arguments).compile(
-        compiler_options=compiler_options(platform)
-      )
+      programs[count] = compiled(count, *arguments)
     return programs[count], arguments
 
   def run(state: Any, *batches: Any) -> tuple[Any, Any]:
@@ -116,7 +123,10 @@ def engine(
   def compile_only(state: Any, *batches: Any) -> None:
     prepared(state, batches)
 
-  return Engine(way.place, run, compile_only, way.fetch)
+  def planned(state: Any, batch: Any) -> jax.stages.Compiled:
+    return compiled(1, *way.shapes(state, batch), ())
+
+  return Engine(way.place, run, compile_only, way.fetch, planned)
 
 
 def _pmap(devices: Sequence[jax.Device]) -> _Way:
@@ -143,7 +153,16 @@ def _pmap(devices: Sequence[jax.Device]) -> _Way:
   def fetch(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x[0]), _of_first_device(tree))
 
-  return _Way(place, split, mapped, fetch)
+  def shapes(state: Any, batch: Any) -> tuple[Any, Any]:
+    def stacked(x: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct((n, *x.shape), x.dtype)
+
+    def share(x: Any) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype)
+
+    return jax.tree.map(stacked, state), jax.tree.map(share, batch)
+
+  return _Way(place, split, mapped, fetch, shapes)
 
 
 def _shard_map(devices: Sequence[jax.Device]) -> _Way:
@@ -182,7 +201,7 @@ def _shard_map(devices: Sequence[jax.Device]) -> _Way:
   def fetch(tree: Any) -> Any:
     return jax.tree.map(np.array, _of_first_device(tree))
 
-  return _Way(place, split, mapped, fetch)
+  return _Way(place, split, mapped, fetch, lambda *shapes: shapes)
 
 
 def _is_unrolled(platform: str) -> bool:
@@ -227,6 +246,12 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
     out_shardings=rows,
     compiler_options=compiler_options(jax.default_backend()),
   )
+
+
+def pretend(count: int) -> None:
+  """So many CPU devices in place of those there are; before JAX is used."""
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', count)
 
 
 def replicate(tree: Any) -> Any:

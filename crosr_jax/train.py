@@ -6,6 +6,7 @@ B batch of one replica; the axis layers.AXIS runs over the replicas.
 import functools
 import logging
 import pathlib
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from crosr_jax import (
   types,
 )
 from crosr_jax.data import augment, images, splits
-from crosr_jax.models import dhrnet, layers
+from crosr_jax.models import dhrnet, ensemble, layers, summary
 
 Array = jax.Array
 
@@ -261,7 +262,13 @@ def init_state(
   average: float = 0.0,
 ) -> TrainState:
   """The state before the first step; image and key as models.init has them."""
-  variables = models.init(model, image, key)
+  return _first(models.init(model, image, key), rule, average)
+
+
+def _first(
+  variables: dict[str, Any], rule: optax.GradientTransformation, average: float
+) -> TrainState:
+  """The state before the first step, of a net's variables."""
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
@@ -276,6 +283,96 @@ def num_parameters(state: TrainState) -> int:
   return sum(np.size(x) for x in jax.tree.leaves(state.params))
 
 
+class Plan(NamedTuple):
+  """What a training would take; bytes are of one device."""
+
+  parameters: int
+  # Of a step, the update of the parameters included, on one device.
+  multiply_adds: int
+  state: int  # parameters, statistics, optimizer, average
+  batch: int  # its share
+  working: int  # beside them, while a step runs
+  program: int
+  seconds: float  # of compilation
+
+
+def plan(
+  model: models.Net,
+  image_shape: tuple[int, int, int],
+  *,
+  seed: int,
+  parallel: str,
+  num_steps: int,
+  batch_size: int,
+  log_every: int,
+  checkpoint_every: int,
+  keep_checkpoints: int,
+  steps_per_dispatch: int = 0,
+  data_on_device: str = 'auto',
+  keep: str = 'last',
+  balanced: bool = False,
+  average: float = 0.0,
+  **step_fields: Any,
+) -> Plan:
+  """Traces and compiles the step that `fit` would run, and runs nothing.
+
+  Args and errors are those of `fit`, with H, W, C of an image in place of the
+  samples. Of an ensemble one member is told, as they are trained one by one.
+  """
+  del balanced, steps_per_dispatch, data_on_device
+  if isinstance(model, ensemble.Ensemble):
+    model = model.members[0]
+  _check_run(
+    num_steps, batch_size, log_every, checkpoint_every, keep_checkpoints, keep
+  )
+  step, rule = build_step(
+    model,
+    np.zeros((1, *image_shape), np.uint8),
+    seed=seed,
+    num_steps=num_steps,
+    average=average,
+    **step_fields,
+  )
+  state = jax.eval_shape(
+    functools.partial(_first, rule=rule, average=average),
+    models.shapes(model, image_shape),
+  )
+
+  def batch(rows: int) -> tuple[types.Batch, Any]:
+    image = jax.ShapeDtypeStruct((rows, *image_shape), jnp.uint8)
+    label, mask, index = (
+      jax.ShapeDtypeStruct((rows,), dtype)
+      for dtype in (jnp.int32, jnp.bool, jnp.uint32)
+    )
+    return types.Batch(image, label, mask), index
+
+  devices = sharding.num_devices()
+  share = batch(batch_size // devices)
+  with layers.stock_operations():
+    jaxpr = jax.make_jaxpr(step, axis_env=[(layers.AXIS, devices)])(
+      state, share
+    )
+  start = time.monotonic()
+  engine = sharding.engine(step, parallel=parallel)
+  found: Any = engine.planned(state, batch(batch_size)).memory_analysis()
+  return Plan(
+    parameters=num_parameters(state),
+    multiply_adds=summary.multiply_adds(jaxpr.jaxpr),
+    state=_bytes(state),
+    batch=_bytes(share),
+    # What is not given the memory of the old state is new.
+    working=found.temp_size_in_bytes
+    + found.output_size_in_bytes
+    - found.alias_size_in_bytes,
+    program=found.generated_code_size_in_bytes,
+    seconds=time.monotonic() - start,
+  )
+
+
+def _bytes(tree: Any) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def fit(
   model: dhrnet.DHRNet,
   train: splits.Labelled,
@@ -286,9 +383,6 @@ def fit(
   parallel: str,
   num_steps: int,
   batch_size: int,
-  reconstruction_weight: float,
-  shift: int,
-  flip: bool,
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
@@ -296,16 +390,8 @@ def fit(
   data_on_device: str = 'auto',
   keep: str = 'last',
   balanced: bool = False,
-  label_smoothing: float = 0.0,
-  mixup: float = 0.0,
-  noise: float = 0.0,
   average: float = 0.0,
-  shift_fill: str = 'black',
-  rotate: float = 0.0,
-  lighting: float = 0.0,
-  expand: float = 1.0,
-  crop: int = 0,
-  **optimizer_fields: Any,
+  **step_fields: Any,
 ) -> loop.Trained:
   """Trains, or goes on where the newest whole checkpoint is.
 
@@ -318,9 +404,6 @@ def fit(
     parallel: see sharding.engine.
     num_steps: of the whole training; schedules stretch to it.
     batch_size: over all devices.
-    reconstruction_weight: see `loss_fn`.
-    shift: see augment.build.
-    flip: see augment.build.
     log_every: steps between rows of the history.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest ones stay.
@@ -328,66 +411,28 @@ def fit(
     data_on_device: see feed.build.
     keep: 'last' step, or 'best' checkpoint on `select`: what is returned.
     balanced: see batches.rows.
-    label_smoothing: see `loss_fn`, in [0, 1).
-    mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
-    noise: see `loss_fn`, in deviations of the training pixels; 0 = none.
     average: decay of the moving average of weights and statistics, which is
       then what is evaluated, in [0, 1); 0 = none.
-    shift_fill: see augment.build.
-    rotate: see augment.build.
-    lighting: see augment.build.
-    expand: see augment.build.
-    crop: see augment.build.
-    **optimizer_fields: see optimizer.build.
+    **step_fields: see `build_step`.
 
   Raises:
     ValueError: for a field that cannot be used.
     DivergedError: where a loss or a gradient is not finite; the last good
       checkpoint is kept.
   """
-  _check_positive(
+  _check_run(
+    num_steps, batch_size, log_every, checkpoint_every, keep_checkpoints, keep
+  )
+  step, rule = build_step(
+    model,
+    train.image,
+    seed=seed,
     num_steps=num_steps,
-    batch_size=batch_size,
-    log_every=log_every,
-    checkpoint_every=checkpoint_every,
-    keep_checkpoints=keep_checkpoints,
+    average=average,
+    **step_fields,
   )
-  _check_finite(
-    reconstruction_weight=reconstruction_weight, mixup=mixup, noise=noise
-  )
-  _check_share(label_smoothing=label_smoothing, average=average)
-  sharding.check_even('train.batch_size', batch_size)
-  types.check_choice('train.keep', keep, loop.KEEPS)
-  augmentation = augment.build(
-    shift=shift,
-    flip=flip,
-    shift_fill=shift_fill,
-    rotate=rotate,
-    lighting=lighting,
-    expand=expand,
-    crop=crop,
-    image_shape=train.image.shape[1:],
-    mean=model.mean,
-    covariance=augment.covariance(images.for_statistics(train.image))
-    if lighting
-    else (),
-  )
-  rule, rate = optimizer.build(num_steps, **optimizer_fields)
-  root = jax.random.key(seed)
   fed = feed.build(
-    functools.partial(
-      replica_step,
-      model=model,
-      rule=rule,
-      rate=rate,
-      augmentation=augmentation,
-      key=named_key(root, 'train'),
-      reconstruction_weight=reconstruction_weight,
-      label_smoothing=label_smoothing,
-      average=average,
-      mixup=mixup,
-      noise=noise,
-    ),
+    step,
     train,
     batch_size,
     seed,
@@ -395,16 +440,15 @@ def fit(
     steps_per_dispatch=steps_per_dispatch,
     data_on_device=data_on_device,
   )
-  engine = sharding.engine(fed.step, parallel=parallel, shared=fed.shared)
   state = init_state(
     model,
     rule,
     images.spread(train.image, _IMAGES_FOR_INIT),
-    named_key(root, 'init'),
+    named_key(jax.random.key(seed), 'init'),
     average=average,
   )
   return loop.run(
-    engine,
+    sharding.engine(fed.step, parallel=parallel, shared=fed.shared),
     state,
     fed.order,
     workdir,
@@ -475,6 +519,85 @@ def fit_all(
   )
 
 
+def build_step(
+  model: dhrnet.DHRNet,
+  image: Any,
+  *,
+  seed: int,
+  num_steps: int,
+  average: float,
+  reconstruction_weight: float,
+  shift: int,
+  flip: bool,
+  label_smoothing: float = 0.0,
+  mixup: float = 0.0,
+  noise: float = 0.0,
+  shift_fill: str = 'black',
+  rotate: float = 0.0,
+  lighting: float = 0.0,
+  expand: float = 1.0,
+  crop: int = 0,
+  **optimizer_fields: Any,
+) -> tuple[sharding.ReplicaStep, optax.GradientTransformation]:
+  """The step of a training, see `replica_step`, and its update rule.
+
+  Args:
+    model: the net.
+    image: of the training data, [N, H, W, C], see augment.build.
+    seed: of dropout and augmentation.
+    num_steps: of the whole training.
+    average: see `fit`.
+    reconstruction_weight: see `loss_fn`.
+    shift: see augment.build.
+    flip: see augment.build.
+    label_smoothing: see `loss_fn`, in [0, 1).
+    mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
+    noise: see `loss_fn`, in deviations of the training pixels; 0 = none.
+    shift_fill: see augment.build.
+    rotate: see augment.build.
+    lighting: see augment.build.
+    expand: see augment.build.
+    crop: see augment.build.
+    **optimizer_fields: see optimizer.build.
+
+  Raises:
+    ValueError: for a field that cannot be used.
+  """
+  _check_finite(
+    reconstruction_weight=reconstruction_weight, mixup=mixup, noise=noise
+  )
+  _check_share(label_smoothing=label_smoothing, average=average)
+  augmentation = augment.build(
+    shift=shift,
+    flip=flip,
+    shift_fill=shift_fill,
+    rotate=rotate,
+    lighting=lighting,
+    expand=expand,
+    crop=crop,
+    image_shape=image.shape[1:],
+    mean=model.mean,
+    covariance=augment.covariance(images.for_statistics(image))
+    if lighting
+    else (),
+  )
+  rule, rate = optimizer.build(num_steps, **optimizer_fields)
+  step = functools.partial(
+    replica_step,
+    model=model,
+    rule=rule,
+    rate=rate,
+    augmentation=augmentation,
+    key=named_key(jax.random.key(seed), 'train'),
+    reconstruction_weight=reconstruction_weight,
+    label_smoothing=label_smoothing,
+    average=average,
+    mixup=mixup,
+    noise=noise,
+  )
+  return step, rule
+
+
 def _accuracy(
   model: models.Net, samples: splits.Labelled, state: TrainState
 ) -> float:
@@ -486,6 +609,25 @@ def _accuracy(
 def named_key(key: Array, name: str) -> Array:
   """A key of its own for each use of a run's key."""
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _check_run(
+  num_steps: int,
+  batch_size: int,
+  log_every: int,
+  checkpoint_every: int,
+  keep_checkpoints: int,
+  keep: str,
+) -> None:
+  _check_positive(
+    num_steps=num_steps,
+    batch_size=batch_size,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    keep_checkpoints=keep_checkpoints,
+  )
+  sharding.check_even('train.batch_size', batch_size)
+  types.check_choice('train.keep', keep, loop.KEEPS)
 
 
 def _check_positive(**fields: int) -> None:

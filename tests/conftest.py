@@ -10,12 +10,14 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # Commands that tests start as processes see one device, as on a laptop.
 COMMAND_ENVIRONMENT = dict(os.environ)
 # 8 devices; and a compiler that optimises little, which takes a quarter of the
-# time and changes nothing that is tested here.
+# time and changes nothing that is tested here. On a busy machine eight replicas
+# wait for each other longer than the 40 s after which XLA aborts.
 os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=1',
+    '--xla_cpu_collective_call_terminate_timeout_seconds=600',
   ]
 )
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 backbones against their publications; operations against a hand."""
+"""Backbones against their publications; operations against a hand."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from crosr_jax.models import (
   backbones,
   densenet,
   dhrnet,
+  resnet,
   summary,
   vgg,
   wide_resnet,
@@ -22,6 +23,7 @@ _SHALLOW = {
   'vgg': vgg.vgg(5, 4, 0.25, 0.5),
   'densenet': densenet.densenet(5, 3, 0.25, 0.5, num_layers=2),
   'wide_resnet': wide_resnet.wide_resnet(5, 4, 0.25, 0.5, num_residuals=2),
+  'resnet': resnet.resnet(5, 4, 0.25, 0.5, num_bottlenecks=(2, 1)),
 }
 
 
@@ -36,9 +38,10 @@ def _around(parts, lateral='bottleneck'):
   )
 
 
-def _published(backbone, width):
+def _published(backbone, width, num_classes=10):
   """The net without laterals, as its publication counts it."""
-  return _around(backbones.BACKBONES[backbone](10, width, 0, 0), 'none')
+  parts = backbones.BACKBONES[backbone](num_classes, width, 0, 0)
+  return _around(parts, 'none')
 
 
 def _traced(net, image_shape=_CIFAR):
@@ -87,6 +90,29 @@ def test_parameters_of_wide_resnet_by_hand_and_as_published():
   assert _parameters(_published('wide_resnet40_4', 64)) == count
 
 
+def test_resnet50_as_published():
+  rows = summary.rows(_published('resnet50', 64, 1000), (224, 224, 3))
+  assert [row.shape for row in rows] == [
+    (56, 56, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048),
+    (1000,),
+  ]  # fmt: skip
+  # As every published table of this net has them.
+  assert sum(row.parameters for row in rows) == 25_557_032
+  assert round(sum(row.multiply_adds for row in rows) / 1e9, 2) == 4.09
+  # By hand: the stem, and bottlenecks with the stride in their 3x3.
+  count, channels = 112**2 * 49 * 3 * 64, 64
+  for width, size, bottlenecks in (
+    (64, 56, 3), (128, 28, 4), (256, 14, 6), (512, 7, 3),
+  ):  # fmt: skip
+    before = size if width == 64 else 2 * size
+    count += size**2 * channels * 4 * width
+    for _ in range(bottlenecks):
+      count += before**2 * channels * width
+      count += size**2 * (9 * width**2 + width * 4 * width)
+      channels, before = 4 * width, size
+  assert sum(row.multiply_adds for row in rows) == count + 2048 * 1000
+
+
 @pytest.mark.parametrize('backbone', _SHALLOW)
 @pytest.mark.parametrize('shape', [_CIFAR, (9, 13, 3)])
 @pytest.mark.parametrize('lateral', dhrnet.LATERALS)
@@ -103,6 +129,7 @@ def test_shapes(backbone, shape, lateral):
     'vgg': [16, 8, 4],
     'densenet': [34, 28, 22],
     'wide_resnet': [16, 8, 4],
+    'resnet': [32, 16, 4],
   }
   widths = [z.shape[1] for z in out.latents]
   assert widths == ([3] * 3 if lateral == 'bottleneck' else expected[backbone])
@@ -206,7 +233,9 @@ def _operands(jaxpr, name):
   return found
 
 
-@pytest.mark.parametrize('name', ['densenet', 'wide_resnet', 'fast', 'digits'])
+@pytest.mark.parametrize(
+  'name', ['densenet', 'wide_resnet', 'resnet', 'fast', 'digits']
+)
 def test_bfloat16(name):
   parts = {
     **_SHALLOW,

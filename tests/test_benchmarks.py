@@ -60,3 +60,15 @@ def test_growth_and_streams(script, monkeypatch):
   for case in ('two passes', *streamed.TAILS):
     found = streamed._one(case, 300)
     assert found['seconds'] > 0 and found['peak_mib'] > 0
+
+
+@pytest.mark.parametrize('vector', ['joint', 'evidence'])
+def test_many_classes(script, vector):
+  found = script('imagenet21k').measured(
+    200, vector, classes=20, latent=10, block=30, scored=40
+  )
+  assert found['width'] == 30 and found['means_gib'] * 2**30 >= 20 * 30 * 8
+  cases = found['cases']
+  assert [cases[name]['count'] for name in cases] == [0, 200, 40]
+  assert 0 < cases['begin']['peak_gib'] <= cases['fit']['peak_gib']
+  assert cases['fit']['seconds'] > 0 and cases['score']['seconds'] > 0

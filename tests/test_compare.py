@@ -436,9 +436,9 @@ def test_architecture_tells_shapes_and_costs():
   assert dhrnet.count('8 × 8 × 1') == 3  # image, decoder 1, reconstruction
   picture = architecture.draw(_nets(), (8, 8, 1))
   assert Image.open(io.BytesIO(picture.png)).size[0] > 800
-  numbers = (999, 9_250, 1_810_000, 3 * 10**9)
-  assert [architecture.count(n) for n in numbers] == [
-    '999', '9.25 k', '1.81 M', '3 G',
+  numbers = (999, 9_250, 1_810_000, 3 * 10**9, 21 * 10**12)
+  assert [words.short(n) for n in numbers] == [
+    '999', '9.25 k', '1.81 M', '3 G', '21 T',
   ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Folders of images: classes, files that are left out, what is remembered."""
 
+import functools
 import os
 import pathlib
 
@@ -9,8 +10,9 @@ from conftest import CONFIGS
 from PIL import Image
 from test_images import bad_files
 
-from crosr_jax import data, openset, pipeline, types
+from crosr_jax import data, models, openset, pipeline, train, types
 from crosr_jax.data import batches, duplicates, folder, images, splits
+from crosr_jax.models import backbones, resnet
 
 _SHAPE = (8, 8, 3)
 _COUNTS = {'pear': 20, 'apple': 12, 'fig': 10}
@@ -169,11 +171,40 @@ def _load(photos, **fields):
     'unknown_sets': (),
     **fields,
   }
+  fields = {'test_share': 0.2, 'image_size': 8, **fields}
   return data.load(
     seed=0, data_dir=photos / 'data', name='folder', unknown_classes=(),
-    test_share=0.2, select_share=0.1, calibrate_share=0.1, evaluation_seed=0,
-    max_unknown=5, image_size=8, **fields,
+    select_share=0.1, calibrate_share=0.1, evaluation_seed=0, max_unknown=5,
+    **fields,
   )  # fmt: skip
+
+
+def test_a_test_part_of_its_own(photos, generator):
+  for name in _COUNTS:
+    _write(photos / 'val' / name / '0.png', generator)
+  found = _load(photos, test_dir=str(photos / 'val'), test_share=0.0)
+  assert [pathlib.Path(path).parts[-3:] for path in found.test.image.paths] == [
+    ('val', name, '0.png') for name in sorted(_COUNTS)
+  ]
+  assert found.test.label.tolist() == [0, 1, 2]
+  assert sum(len(found[i].label) for i in (1, 2, 3)) == sum(_COUNTS.values())
+  with pytest.raises(types.UsageError, match='has a published test part, set'):
+    _load(photos, test_dir=str(photos / 'val'))
+  (photos / 'val' / 'fig').rename(photos / 'val' / 'figs')
+  with pytest.raises(types.UsageError, match='same classes: fig is in one of'):
+    _load(photos, test_dir=str(photos / 'val'), test_share=0.0)
+
+
+def test_as_many_classes_as_there_must_be(photos):
+  assert len(_load(photos, num_classes=3).class_names) == 3
+  with pytest.raises(types.UsageError, match=r'3 sub-folders.*num_classes=4'):
+    _load(photos, num_classes=4)
+  with pytest.raises(types.UsageError, match=r'num_classes=3 is for .*folder'):
+    data.load(
+      seed=0, data_dir=photos, name='digits', unknown_classes=(),
+      num_classes=3, test_share=0.2, select_share=0.1, calibrate_share=0.1,
+      evaluation_seed=0, max_unknown=5, unknown_sets=(),
+    )  # fmt: skip
 
 
 def test_a_benchmark(photos, monkeypatch):
@@ -314,6 +345,46 @@ def test_a_run_belongs_to_its_images(photos, tmp_path):
   # Before anything was trained, nothing is bound.
   (workdir / 'checkpoints' / '10').rmdir()
   pipeline._bind_files(_load(photos), workdir)
+
+
+def test_imagenet1k_small(photos, tmp_path, generator, monkeypatch):
+  """The config's training and net, shallow and narrow, one step."""
+  shallow = functools.partial(resnet.resnet, num_bottlenecks=(1, 1, 1, 1))
+  monkeypatch.setitem(backbones.BACKBONES, 'resnet50', shallow)
+  for name in _COUNTS:
+    _write(photos / 'val' / name / '0.png', generator)
+  config = CONFIGS['imagenet1k'].copy_and_resolve_references()
+  config.update_from_flattened_dict(
+    {
+      'data.train_dir': str(photos / 'known'),
+      'data.test_dir': str(photos / 'val'), 'data.num_classes': 3,
+      'data.image_size': 32, 'data.select_share': 0.1,
+      'data.calibrate_share': 0.1, 'model.width': 2, 'model.latent_width': 2,
+      'train.num_steps': 1, 'train.batch_size': 8,
+    }
+  )  # fmt: skip
+  found = data.load(
+    seed=0, data_dir=tmp_path, **config.data, **config.evaluation
+  )
+  net = models.build(3, (0.5,) * 3, (0.25,) * 3, **config.model)
+  trained = train.fit(
+    net,
+    found.train,
+    found.select,
+    tmp_path / 'run',
+    seed=0,
+    parallel='pmap',
+    **config.train,
+  )
+  (row,) = trained.history
+  assert int(trained.state.step) == 1 and np.isfinite(row['loss'])
+  # Around log 3, and the variance of the pixels.
+  assert 0.2 < row['cross_entropy'] < 5 and 0.2 < row['reconstruction'] < 5
+  variables = models.for_compute(net, trained.state.variables)
+  out = net.apply(variables, found.test.image[:])
+  assert out.logits.shape == (3, 3)
+  assert out.reconstruction.shape == (3, 32, 32, 3)
+  assert [z.shape for z in out.latents] == [(3, 2)] * 5
 
 
 def test_the_main_job(photos, tmp_path):

@@ -7,7 +7,7 @@ entry of the net.
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,6 +56,8 @@ def load(
   others_unknown: bool = True,
   cifar100_splits: Sequence[Sequence[int]] = (),
   train_dir: str = '',
+  test_dir: str = '',
+  num_classes: int = 0,
   image_size: int = 64,
   grey: bool = False,
   unknown_dirs: Sequence[str] = (),
@@ -82,6 +84,8 @@ def load(
     cifar100_splits: classes of the unknown set cifar100 for each of `splits`;
       none means all of them.
     train_dir: of the data set 'folder', see folder.source.
+    test_dir: of its test part, with the same classes; '' = there is none.
+    num_classes: that it must have; 0 = any.
     image_size: side that its images are brought to.
     grey: whether they are made grey.
     unknown_dirs: folders whose images come as unknown, a set each.
@@ -101,7 +105,9 @@ def load(
       f'evaluation.max_unknown must be at least 1, got {max_unknown}'
     )
   check_splits(splits, split, unknown_classes, cifar100_splits)
-  source, skipped = _source(name, data_dir, train_dir, image_size, grey)
+  source, skipped = _source(
+    name, data_dir, train_dir, test_dir, num_classes, image_size, grey
+  )
   names = source.train.class_names
   if splits:
     known = splits_lib.pick('data.splits', splits, split)
@@ -171,23 +177,86 @@ def _source(
   name: str,
   data_dir: pathlib.Path,
   train_dir: str,
+  test_dir: str,
+  num_classes: int,
   image_size: int,
   grey: bool,
 ) -> tuple[sources.Published, list[folder.Skipped]]:
   """A data set, and which of its files are left out."""
   if name != 'folder':
-    if train_dir:
-      raise types.UsageError(
-        f"data.train_dir={train_dir} is for data.name='folder', this is {name}"
-      )
+    of_folder = {
+      'train_dir': train_dir,
+      'test_dir': test_dir,
+      'num_classes': num_classes,
+    }
+    for field, value in of_folder.items():
+      if value:
+        raise types.UsageError(
+          f"data.{field}={value} is for data.name='folder', this is {name}"
+        )
     return sources.SOURCES[name](data_dir), []
+  shape = _folder_shape(image_size, grey)
+  train, skipped = folder.source(
+    train_dir, 'data.train_dir', shape, data_dir, num_classes=num_classes
+  )
+  if not test_dir:
+    return sources.Published(train), skipped
+  test, more = folder.source(
+    test_dir, 'data.test_dir', shape, data_dir, fewest=1
+  )
+  if differ := set(train.class_names) ^ set(test.class_names):
+    raise types.UsageError(
+      f'data.test_dir={test_dir} and data.train_dir={train_dir} must have the '
+      f'same classes: {min(differ)} is in one of them alone'
+    )
+  return sources.Published(train, test), skipped + more
+
+
+def _folder_shape(image_size: int, grey: bool) -> tuple[int, int, int]:
   if not _SMALLEST <= image_size <= _LARGEST:
     raise types.UsageError(
       f'data.image_size must be in {_SMALLEST}..{_LARGEST}, got {image_size}'
     )
-  shape = (image_size, image_size, 1 if grey else 3)
-  found, skipped = folder.source(train_dir, 'data.train_dir', shape, data_dir)
-  return sources.Published(found), skipped
+  return image_size, image_size, 1 if grey else 3
+
+
+def expected(
+  *,
+  name: str,
+  unknown_classes: Sequence[int],
+  splits: Sequence[Sequence[int]] = (),
+  split: int = 0,
+  train_dir: str = '',
+  num_classes: int = 0,
+  image_size: int = 64,
+  grey: bool = False,
+  **others: Any,
+) -> sources.Shape:
+  """What `load` would give, without an image: shape and known classes.
+
+  Args are those of `load`; others, which choose samples, are not looked at.
+
+  Raises:
+    UserError: for a value that cannot be used, with the field.
+  """
+  del others
+  types.check_choice('data.name', name, (*sources.SOURCES, 'folder'))
+  if name != 'folder':
+    shape, count = sources.SHAPES[name]
+  else:
+    if not num_classes and not train_dir:
+      raise types.UsageError(
+        'data.num_classes is needed, or data.train_dir, whose sub-folders are '
+        'the classes'
+      )
+    shape, count = _folder_shape(image_size, grey), num_classes
+    if train_dir:
+      count = len(folder.class_names(train_dir, 'data.train_dir', num_classes))
+  if splits:
+    known = splits_lib.pick('data.splits', splits, split)
+    unknown_classes = splits_lib.others(known, count)
+  known = splits_lib.others(unknown_classes, count, 'data.unknown_classes')
+  return sources.Shape(shape, len(known))
 
 
 def unknown_sets(

@@ -36,6 +36,9 @@ def source(
   field: str,
   shape: tuple[int, int, int],
   data_dir: pathlib.Path,
+  *,
+  num_classes: int = 0,
+  fewest: int = FEWEST,
 ) -> tuple[sources.Source, list[Skipped]]:
   """The images below a folder, by class, and the files that are left out.
 
@@ -47,11 +50,40 @@ def source(
     field: of the config that names it, for errors.
     shape: see images.read.
     data_dir: where what was found is remembered.
+    num_classes: that there must be; 0 = any number.
+    fewest: images that a class must have.
 
   Raises:
-    UsageError: where there is no such folder, fewer than two classes, or a
-      class of fewer than FEWEST images that can be used.
+    UsageError: where there is no such folder, fewer than two classes or another
+      number than there must be, or a class of too few images that can be used.
   """
+  names = class_names(train_dir, field, num_classes)
+  root = files.user_path(train_dir)
+  per_class = [list(below(root / name)) for name in names]
+  found, skipped = _scan(
+    [path for paths in per_class for path in paths], shape, data_dir, train_dir
+  )
+  label = np.repeat(
+    np.arange(len(names), dtype=np.int32), [len(paths) for paths in per_class]
+  )[found.rows]
+  skipped += [
+    Skipped(str(p), 'it lies in no class folder')
+    for p in sorted(root.iterdir())
+    if p.is_file() and not _hidden(p)
+  ]
+  count = np.bincount(label, minlength=len(names))
+  if few := [k for k in range(len(names)) if count[k] < fewest]:
+    told = ', '.join(f'{names[k]}: {count[k]}' for k in few)
+    raise types.UsageError(
+      f'{field}={train_dir}: at least {fewest} images of a class are needed, '
+      f'there are fewer of {told}{_also(skipped)}; add some, or move the '
+      'folder away'
+    )
+  return sources.Source(found.image, label, tuple(names)), skipped
+
+
+def class_names(train_dir: str, field: str, num_classes: int = 0) -> list[str]:
+  """Names of the classes that lie in a folder; args and errors as `source`."""
   if not train_dir:
     raise types.UsageError(
       f'{field} is needed, a folder with a sub-folder of images for each '
@@ -66,33 +98,18 @@ def source(
       f'{field}={train_dir} has {len(names)} sub-folders, and each is a class: '
       'at least 2 are needed'
     )
+  if num_classes not in (0, len(names)):
+    raise types.UsageError(
+      f'{field}={train_dir} has {len(names)} sub-folders, and each is a class: '
+      f'data.num_classes={num_classes}; bring the others, or set that to 0'
+    )
   if _RESERVED in names:
     raise types.UsageError(
       f'{field}={train_dir} has a class {_RESERVED!r}, which is what unknown '
       'images are called; rename that folder, or name it in '
       'evaluation.unknown_dirs'
     )
-  per_class = [list(below(root / name)) for name in names]
-  found, skipped = _scan(
-    [path for paths in per_class for path in paths], shape, data_dir, train_dir
-  )
-  label = np.repeat(
-    np.arange(len(names), dtype=np.int32), [len(paths) for paths in per_class]
-  )[found.rows]
-  skipped += [
-    Skipped(str(p), 'it lies in no class folder')
-    for p in sorted(root.iterdir())
-    if p.is_file() and not _hidden(p)
-  ]
-  count = np.bincount(label, minlength=len(names))
-  if few := [k for k in range(len(names)) if count[k] < FEWEST]:
-    told = ', '.join(f'{names[k]}: {count[k]}' for k in few)
-    raise types.UsageError(
-      f'{field}={train_dir}: at least {FEWEST} images of a class are needed, '
-      f'there are fewer of {told}{_also(skipped)}; add some, or move the '
-      'folder away'
-    )
-  return sources.Source(found.image, label, tuple(names)), skipped
+  return names
 
 
 def unknown(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crosr_jax import types
-from crosr_jax.data import prepared
+from crosr_jax.data import catalog, prepared
 
 
 class Source(NamedTuple):
@@ -23,6 +23,13 @@ class Published(NamedTuple):
 
   train: Source  # all there is, where there is no test part
   test: Source | None = None
+
+
+class Shape(NamedTuple):
+  """What is known of a data set before it is there."""
+
+  image: tuple[int, int, int]  # H, W, C
+  num_classes: int
 
 
 def digits(data_dir: pathlib.Path) -> Published:
@@ -89,4 +96,17 @@ SOURCES: dict[str, Callable[[pathlib.Path], Published]] = {
   'cifar10': cifar10,
   'svhn': svhn,
   'tinyimagenet': tinyimagenet,
+}
+
+SHAPES: dict[str, Shape] = {
+  'digits': Shape((8, 8, 1), 10),
+  **{
+    name: Shape(catalog.DATA_SETS[name].image_shape, num_classes)
+    for name, num_classes in (
+      ('mnist', 10),
+      ('cifar10', 10),
+      ('svhn', 10),
+      ('tinyimagenet', 200),
+    )
+  },
 }

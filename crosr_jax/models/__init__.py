@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from crosr_jax import types
@@ -147,6 +148,13 @@ def init(
   model = model.clone(dtype='float32')
   variables = jax.jit(model.init, compiler_options=options)(key, image)
   return {'batch_stats': {}, **variables}
+
+
+def shapes(model: dhrnet.DHRNet, image_shape: Sequence[int]) -> dict[str, Any]:
+  """What `init` would give for images of [3] H, W, C, as shapes alone."""
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+  init = model.clone(dtype='float32').init
+  return {'batch_stats': {}, **jax.eval_shape(init, jax.random.key(0), image)}
 
 
 def pixel_statistics(

@@ -8,7 +8,7 @@ module of its own where it is long, and name it in BACKBONES.
 
 from collections.abc import Callable
 
-from crosr_jax.models import blocks, densenet, fast, vgg, wide_resnet
+from crosr_jax.models import blocks, densenet, fast, resnet, vgg, wide_resnet
 
 
 def digits_cnn(
@@ -44,5 +44,6 @@ BACKBONES: dict[str, Callable[[int, int, float, float], blocks.Backbone]] = {
   'fast_cnn': fast.fast_cnn,
   'vgg': vgg.vgg,
   'densenet100': densenet.densenet100,
+  'resnet50': resnet.resnet50,
   'wide_resnet40_4': wide_resnet.wide_resnet40_4,
 }

@@ -57,16 +57,17 @@ class Head(nn.Module):
 
 
 class PooledHead(nn.Module):
-  """Norm, ReLU, mean over space, dropout, then the logits.
-
-  For nets whose blocks end before their last norm.
-  """
+  """Mean over space, dropout, then the logits."""
 
   num_classes: int
   dropout: float
+  # First a norm and a ReLU, for nets whose blocks end before their last ones.
+  norm: bool = True
 
   @nn.compact
   def __call__(self, x: Array, keys: Array | None, train: bool) -> Array:
     """[B, H, W, C] -> logits [B, K], linear."""
-    x = nn.relu(layers.Norm()(x, train)).mean(axis=(1, 2))
+    if self.norm:
+      x = nn.relu(layers.Norm()(x, train))
+    x = x.mean(axis=(1, 2))
     return nn.Dense(self.num_classes)(layers.Dropout(self.dropout)(x, keys))

@@ -40,6 +40,8 @@ def rows(
   """
   if isinstance(model, ensemble.Ensemble):
     model = model.members[0]
+  # What is computed in has no counts of its own.
+  model = model.clone(dtype='float32')
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
@@ -65,6 +67,15 @@ def rows(
     )
     for name, kind in parts.items()
   ]
+
+
+def multiply_adds(jaxpr: core.Jaxpr) -> int:
+  """Of all convolutions and matrix products of a program, as in `rows`.
+
+  Trace it inside layers.stock_operations(). What a gradient makes again counts
+  again.
+  """
+  return sum(_multiply_adds(equation) for equation in jaxpr.eqns)
 
 
 def _parts(num_blocks: int) -> Iterator[tuple[str, str]]:
@@ -105,15 +116,11 @@ def _multiply_adds(equation: core.JaxprEqn) -> int:
     left = _shape(equation.invars[0])
     each = math.prod(left[i] for i in contracted)
     return math.prod(_shape(equation.outvars[0])) * each
-  inside = [_of_all(jaxpr) for jaxpr in _jaxprs(params.values())]
+  inside = [multiply_adds(jaxpr) for jaxpr in _jaxprs(params.values())]
   if equation.primitive.name == 'cond':
     return max(inside)
   # A scan runs its body so often; whatever else has one runs it once.
   return sum(inside) * params.get('length', 1)
-
-
-def _of_all(jaxpr: core.Jaxpr) -> int:
-  return sum(_multiply_adds(equation) for equation in jaxpr.eqns)
 
 
 def _jaxprs(values: Any) -> Iterator[core.Jaxpr]:

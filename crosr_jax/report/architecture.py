@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import matplotlib
 from matplotlib import axes, figure, layout_engine, patches
 
-from crosr_jax.report import style
+from crosr_jax.report import style, words
 
 
 class Row(Protocol):
@@ -113,7 +113,7 @@ def _net(
   ax: axes.Axes, net: Net, image_shape: tuple[int, ...], levels: int
 ) -> None:
   x = _columns(net)
-  _box(ax, x[0], 0, 'image', ('image', size(image_shape)))
+  _box(ax, x[0], 0, 'image', ('image', words.size(image_shape)))
   floors = _by_level(net)
   for level, parts in floors.items():
     y = level * _RISE
@@ -135,7 +135,7 @@ def _net(
     _box(ax, x[-1], y, 'decoder', _lines(f'decoder {level}', parts['decoder']))
     _down(ax, x[-1], y)
   if _of(net, 'decoder'):
-    _box(ax, x[-1], 0, 'image', ('reconstruction', size(image_shape)))
+    _box(ax, x[-1], 0, 'image', ('reconstruction', words.size(image_shape)))
   if heads := _of(net, 'head'):
     _box(ax, x[0], (len(floors) + 1) * _RISE, 'head', _lines('head', heads))
     _up(ax, x[0], len(floors) * _RISE)
@@ -147,7 +147,7 @@ def _net(
   )  # fmt: skip
   ax.text(
     0, (levels + 2) * _RISE - 0.06,
-    f'{parameters:,} parameters\n{count(work)} multiply-adds',
+    f'{parameters:,} parameters\n{words.short(work)} multiply-adds',
     fontsize=8.5, color='#555555', va='top', linespacing=1.35,
   )  # fmt: skip
 
@@ -174,8 +174,8 @@ def _lines(title: str, rows: Sequence[Row]) -> tuple[str, ...]:
   """Of a box: title, shape of its first part, cost of all of them."""
   parameters = sum(row.parameters for row in rows)
   work = sum(row.multiply_adds for row in rows)
-  costs = f'{count(parameters)} params', f'{count(work)} mult-adds'
-  return title, size(rows[0].shape), *costs
+  costs = f'{words.short(parameters)} params', f'{words.short(work)} mult-adds'
+  return title, words.size(rows[0].shape), *costs
 
 
 def _box(
@@ -218,16 +218,3 @@ def _up(ax: axes.Axes, x: float, y: float) -> None:
 def _down(ax: axes.Axes, x: float, y: float) -> None:
   middle = x + _WIDTH / 2
   _arrow(ax, (middle, y - _HEIGHT / 2), (middle, y - _RISE + _HEIGHT / 2))
-
-
-def size(shape: Sequence[int]) -> str:
-  """'14 × 14 × 32'."""
-  return ' × '.join(str(n) for n in shape)
-
-
-def count(number: int) -> str:
-  """Three digits and a unit: '832', '9.25 k', '1.81 M'."""
-  for unit, name in ((10**9, 'G'), (10**6, 'M'), (10**3, 'k')):
-    if number >= unit:
-      return f'{number / unit:.3g} {name}'
-  return str(number)

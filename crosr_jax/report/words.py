@@ -1,6 +1,6 @@
 """How figures are called and written for readers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 DASH = '–'
@@ -109,3 +109,24 @@ def duration(seconds: Any) -> str:
 def method_title(method: str) -> str:
   """A method's name for readers; the key itself where it has no other."""
   return _METHODS.get(method, method)
+
+
+def size(shape: Sequence[int]) -> str:
+  """'14 × 14 × 32'."""
+  return ' × '.join(str(n) for n in shape)
+
+
+def short(number: int) -> str:
+  """Three digits and a unit: '832', '9.25 k', '1.81 M'."""
+  for unit, name in ((10**12, 'T'), (10**9, 'G'), (10**6, 'M'), (10**3, 'k')):
+    if number >= unit:
+      return f'{number / unit:.3g} {name}'
+  return str(number)
+
+
+def memory(number: int) -> str:
+  """Bytes: '832 B', '1023 KiB', '1.812 GiB'."""
+  for power, name in ((30, 'GiB'), (20, 'MiB'), (10, 'KiB')):
+    if number >= 1 << power:
+      return f'{number / (1 << power):.4g} {name}'
+  return f'{number} B'
