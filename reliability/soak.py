@@ -32,8 +32,13 @@ class Row(NamedTuple):
   seconds: float
 
 
-def soak(title: str, rounds: int, work: Callable[[int], None]) -> list[Row]:
-  """Works `rounds` times and looks after each."""
+def soak(
+  title: str,
+  rounds: int,
+  work: Callable[[int], None],
+  keep: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:
+  """Works `rounds` times and looks after each; `keep` gets what there is."""
   rows = []
   for i in tqdm.trange(rounds, desc=title):
     begin = time.monotonic()
@@ -42,6 +47,7 @@ def soak(title: str, rounds: int, work: Callable[[int], None]) -> list[Row]:
     # What is only waiting to be collected is no leak.
     gc.collect()
     rows.append(Row(_rss_mib(), len(os.listdir('/proc/self/fd')), seconds))
+    keep(rows)
   return rows
 
 
@@ -92,7 +98,18 @@ def main() -> None:
     shutil.rmtree(workdir, ignore_errors=True)
     pipeline.run(config, 'digits', workdir, workdir)
 
-  found = {'jobs': soak('jobs', arguments.jobs, job)}
+  found: dict[str, list[Row]] = {}
+
+  def keep(name: str) -> Callable[[list[Row]], None]:
+    def write(rows: list[Row]) -> None:
+      found[name] = rows
+      # Written at once: a long measurement may be stopped.
+      told = {k: [r._asdict() for r in rows] for k, rows in found.items()}
+      runs.write(arguments.output, {'rows': told})
+
+    return write
+
+  soak('jobs', arguments.jobs, job, keep('jobs'))
   model = openset.load(workdir)
   generator = np.random.default_rng(0)
 
@@ -101,14 +118,7 @@ def main() -> None:
     shape = (1 + i % 7, *model.image_shape)
     model(generator.integers(0, 256, shape, np.uint8))
 
-  found['predictions'] = soak('predictions', arguments.predictions, predict)
-  runs.write(
-    arguments.output,
-    {
-      'rows': {k: [r._asdict() for r in rows] for k, rows in found.items()},
-      'growth': {k: growth(rows) for k, rows in found.items()},
-    },
-  )
+  soak('predictions', arguments.predictions, predict, keep('predictions'))
   print(table(found))
 
 
