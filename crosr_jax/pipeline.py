@@ -247,6 +247,7 @@ def _opened(
     finally:
       logging.getLogger().removeHandler(handler)
       handler.close()
+      sharding.forget()
 
 
 def set_deterministic(config: config_dict.ConfigDict) -> None:

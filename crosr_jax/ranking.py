@@ -28,6 +28,7 @@ from crosr_jax import (
   models,
   pipeline,
   scorer,
+  sharding,
   train,
   types,
   weibull,
@@ -117,6 +118,7 @@ def run(
         'macro_f1': _rejecting(parts),
       }
     )
+    sharding.forget()
   mean = {
     key: _mean([fold[key] for fold in found]) for key in ('auroc', 'macro_f1')
   }
