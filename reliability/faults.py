@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import runs
+import jobs
 import tqdm
 
 # Checkpoints of the small run before its newest.
@@ -59,17 +59,17 @@ class Bench:
     self.finished = scratch / 'finished'
     shutil.rmtree(self.finished, ignore_errors=True)
     self.run(self.finished, expected=0)
-    self.whole = runs.result(self.finished)
+    self.whole = jobs.result(self.finished)
 
   def start(self, workdir: pathlib.Path, **kwargs: Any) -> subprocess.Popen:
     """The main job, begun."""
-    return runs.start(self.scratch, *runs.job(workdir), **kwargs)
+    return jobs.start(self.scratch, *jobs.job(workdir), **kwargs)
 
   def run(
     self, workdir: pathlib.Path, expected: int | None = None, **kwargs: Any
   ) -> tuple[int, str]:
     """The main job to its end: exit code, and what was said."""
-    code, told = runs.finish(self.start(workdir, **kwargs))
+    code, told = jobs.finish(self.start(workdir, **kwargs))
     if expected is not None and code != expected:
       raise RuntimeError(f'exit code {code}, not {expected}:\n{told}')
     return code, told
@@ -83,12 +83,12 @@ class Bench:
 
   def again(self, workdir: pathlib.Path) -> list[str]:
     """What is wrong when the same command runs once more, without the fault."""
-    faults = [f'half-written: {name}' for name in runs.half_written(workdir)]
+    faults = [f'half-written: {name}' for name in jobs.half_written(workdir)]
     code, told = self.run(workdir)
     if code:
-      return [*faults, f'again: {runs.error_line(told)}']
-    faults += [f'differs: {n}' for n in runs.differing(workdir, self.whole)]
-    return faults + [f'left: {name}' for name in runs.leftovers(workdir)]
+      return [*faults, f'again: {jobs.error_line(told)}']
+    faults += [f'differs: {n}' for n in jobs.differing(workdir, self.whole)]
+    return faults + [f'left: {name}' for name in jobs.leftovers(workdir)]
 
 
 def told_plainly(code: int, told: str, *words: str) -> list[str]:
@@ -143,7 +143,7 @@ def disk_full(bench: Bench) -> Iterator[Trial]:
         'disk full',
         f'{percent} % of a run',
         code,
-        runs.error_line(told),
+        jobs.error_line(told),
         faults,
       )
 
@@ -153,11 +153,11 @@ def read_only(bench: Bench) -> Iterator[Trial]:
   disk = bench.scratch / 'disk'
   with mounted(disk, 2**30):
     shutil.copytree(bench.finished, disk / 'finished')
-    before = runs.tree(disk)
+    before = jobs.tree(disk)
     _mount('-o', 'remount,ro', str(disk))
     cases = {
-      'new workdir': runs.job(disk / 'new'),
-      'finished workdir': runs.job(disk / 'finished'),
+      'new workdir': jobs.job(disk / 'new'),
+      'finished workdir': jobs.job(disk / 'finished'),
       'output of export': [
         *('-m', 'crosr_jax.export', f'--workdir={disk / "finished"}'),
         f'--output={disk / "x.jaxexport"}',
@@ -167,22 +167,22 @@ def read_only(bench: Bench) -> Iterator[Trial]:
       ],
     }
     for name, command in cases.items():
-      code, told = runs.finish(runs.start(bench.scratch, *command))
+      code, told = jobs.finish(jobs.start(bench.scratch, *command))
       faults = told_plainly(code, told, str(disk), 'Read-only')
-      if runs.tree(disk) != before:
+      if jobs.tree(disk) != before:
         faults.append('files changed')
-      yield Trial('read-only', name, code, runs.error_line(told), faults)
+      yield Trial('read-only', name, code, jobs.error_line(told), faults)
     # What only reads must not mind.
     target = bench.scratch / 'x.jaxexport'
-    code, told = runs.finish(
-      runs.start(
+    code, told = jobs.finish(
+      jobs.start(
         bench.scratch,
         *('-m', 'crosr_jax.export', f'--workdir={disk / "finished"}'),
         f'--output={target}',
       )
     )
     yield Trial(
-      'read-only', 'export to elsewhere', code, runs.error_line(told),
+      'read-only', 'export to elsewhere', code, jobs.error_line(told),
       [f'exit code {code}'] if code else [],
     )  # fmt: skip
     _mount('-o', 'remount,rw', str(disk))
@@ -200,7 +200,7 @@ def deleted(bench: Bench) -> Iterator[Trial]:
     wait_for(process, words)
     while workdir.exists():
       shutil.rmtree(workdir, ignore_errors=True)
-    code, told = runs.finish(process)
+    code, told = jobs.finish(process)
     faults = [] if not code else told_plainly(code, told, str(workdir))
     if not code:
       faults.append('nothing said')
@@ -208,7 +208,7 @@ def deleted(bench: Bench) -> Iterator[Trial]:
     workdir.mkdir(exist_ok=True)
     faults += bench.again(workdir)
     yield Trial(
-      'workdir deleted', f'after "{words}"', code, runs.error_line(told), faults
+      'workdir deleted', f'after "{words}"', code, jobs.error_line(told), faults
     )
 
 
@@ -226,16 +226,16 @@ def two_jobs(bench: Bench) -> Iterator[Trial]:
     if words == 'hangs':
       # Whoever is told of it ends it, and nothing stays locked.
       first.kill()
-      runs.finish(first)
+      jobs.finish(first)
     else:
       first.send_signal(signal.SIGCONT)
-      ended, said = runs.finish(first)
-      faults += [f'the first: {runs.error_line(said)}'] if ended else []
+      ended, said = jobs.finish(first)
+      faults += [f'the first: {jobs.error_line(said)}'] if ended else []
     faults += bench.again(workdir)
     detail = (
       'first hangs, is killed' if words == 'hangs' else f'after "{words}"'
     )
-    yield Trial('second job', detail, code, runs.error_line(told), faults)
+    yield Trial('second job', detail, code, jobs.error_line(told), faults)
 
 
 def clock(bench: Bench) -> Iterator[Trial]:
@@ -247,10 +247,10 @@ def clock(bench: Bench) -> Iterator[Trial]:
     workdir = bench.scratch / 'jumping'
     shutil.rmtree(workdir, ignore_errors=True)
     code, told = bench.run(
-      workdir, PYTHONPATH=f'{folder}{os.pathsep}{runs.ROOT}'
+      workdir, PYTHONPATH=f'{folder}{os.pathsep}{jobs.ROOT}'
     )
-    faults = [runs.error_line(told)] if code else []
-    faults += [f'differs: {n}' for n in runs.differing(workdir, bench.whole)]
+    faults = [jobs.error_line(told)] if code else []
+    faults += [f'differs: {n}' for n in jobs.differing(workdir, bench.whole)]
     seconds = _seconds(workdir)
     if not 0 < seconds < 3600:
       faults.append(f'{seconds} s of training')
@@ -262,7 +262,7 @@ def clock(bench: Bench) -> Iterator[Trial]:
     for path in workdir.rglob('*'):
       os.utime(path, (date, date))
     code, told = bench.run(workdir)
-    faults = [runs.error_line(told)] if code else []
+    faults = [jobs.error_line(told)] if code else []
     if 'restored the checkpoint of step 100' not in told:
       faults.append('not from the checkpoint before')
     faults += bench.again(workdir)
@@ -296,7 +296,7 @@ def _like(bench: Bench) -> Any:
   checkpoint.Checkpoints.restore = keep
   try:
     workdir = bench.copy('like')
-    pipeline.run(runs.small_config(), 'digits', workdir, workdir)
+    pipeline.run(jobs.small_config(), 'digits', workdir, workdir)
   finally:
     checkpoint.Checkpoints.restore = restore
   return found[0]
@@ -311,9 +311,9 @@ def _damaged_checkpoints(
   that is whole. What is restored must be the checkpoint before, to the last
   bit; that a run which begins there ends as another is for kills.py.
   """
-  for step, before in ((runs.LAST_STEP, _BEFORE), (_BEFORE, _OLDEST)):
+  for step, before in ((jobs.LAST_STEP, _BEFORE), (_BEFORE, _OLDEST)):
     workdir = bench.copy('hurt')
-    for newer in {runs.LAST_STEP, step}:
+    for newer in {jobs.LAST_STEP, step}:
       shutil.rmtree(workdir / 'checkpoints' / str(newer))
     expected = _restored(workdir, like)
     names = [
@@ -327,8 +327,8 @@ def _damaged_checkpoints(
         workdir = bench.copy('hurt')
         if not _damage(workdir / name, how):
           continue
-        if step != runs.LAST_STEP:
-          newest = workdir / 'checkpoints' / str(runs.LAST_STEP)
+        if step != jobs.LAST_STEP:
+          newest = workdir / 'checkpoints' / str(jobs.LAST_STEP)
           _damage(max(newest.rglob('*'), key=_size), how)
         said.clear()
         found = _restored(workdir, like)
@@ -383,18 +383,18 @@ def _damaged_others(bench: Bench, said: list[str]) -> Iterator[Trial]:
         except types.UserError as error:
           said.append(str(error))
       try:
-        pipeline.run(runs.small_config(), 'digits', workdir, workdir)
+        pipeline.run(jobs.small_config(), 'digits', workdir, workdir)
       except types.UserError as error:
         code = error.exit_code
         said.append(str(error))
-        checkpoints = runs.tree(workdir / 'checkpoints')
-        if checkpoints != runs.tree(bench.finished / 'checkpoints'):
+        checkpoints = jobs.tree(workdir / 'checkpoints')
+        if checkpoints != jobs.tree(bench.finished / 'checkpoints'):
           faults.append('an error, and checkpoints were changed')
       else:
         faults += [
-          f'differs: {x}' for x in runs.differing(workdir, bench.whole)
+          f'differs: {x}' for x in jobs.differing(workdir, bench.whole)
         ]
-        faults += [f'left: {x}' for x in runs.leftovers(workdir)]
+        faults += [f'left: {x}' for x in jobs.leftovers(workdir)]
       about = [x for x in said if any(word in x for word in _DAMAGE)]
       if not about and names != others:
         faults.append('nothing said')
@@ -457,18 +457,18 @@ def tables(trials: list[Trial], skipped: list[str]) -> str:
   said = {(t.fault.split(': ')[0], t.said): None for t in trials if t.said}
   lost = [[t.fault, t.detail, '; '.join(t.faults)] for t in trials if t.faults]
   parts = [
-    runs.table(['fault', 'tried', 'survived', 'lost', 'exit codes'], rows),
-    runs.table(['fault', 'said'], list(said)),
+    jobs.table(['fault', 'tried', 'survived', 'lost', 'exit codes'], rows),
+    jobs.table(['fault', 'said'], list(said)),
   ]
   if lost:
-    parts.append(runs.table(['lost', 'trial', 'why'], lost))
+    parts.append(jobs.table(['lost', 'trial', 'why'], lost))
   return '\n\n'.join(parts)
 
 
 def main() -> None:
   """Tries and prints."""
   every = ROOT_ALONE | ANYBODY
-  parser = runs.parser(__doc__, 'faults.json')
+  parser = jobs.parser(__doc__, 'faults.json')
   parser.add_argument(
     '--only', default=','.join(every), help='some of them, between commas'
   )
@@ -490,7 +490,7 @@ def main() -> None:
       for trial in every[name](bench):
         trials.append(trial)
         bar.update()
-        runs.write(
+        jobs.write(
           arguments.output,
           {'trials': [t._asdict() for t in trials], 'skipped': skipped},
         )

@@ -20,8 +20,8 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+import jobs
 import numpy as np
-import runs
 import small_mnist
 import tqdm
 
@@ -80,7 +80,7 @@ class Watched:
     """Exit code, when all is read."""
     self.process.wait()
     self._reader.join()
-    return runs.code(self.process)
+    return jobs.code(self.process)
 
   def when(self, words: str) -> float | None:
     """When a line with these words came; None = not yet."""
@@ -113,9 +113,9 @@ class Commands:
       command = ['-m', 'crosr_jax.export', f'--output={folder / "x.jaxexport"}']
       command.append(f'--workdir={scratch / "fit_whole"}')
     else:
-      command = runs.job(folder)
+      command = jobs.job(folder)
     folder.mkdir(exist_ok=True)
-    return Watched(runs.start(scratch, *command))
+    return Watched(jobs.start(scratch, *command))
 
   def has_begun(self, stage: str, folder: pathlib.Path, run: Watched, nth: int):
     """Whether a stage has; `nth` = which checkpoint or file."""
@@ -138,12 +138,12 @@ class Commands:
     """What it made, times left out."""
     if stage == 'prepare':
       return small_mnist.found(self._scratch / 'raw', folder)
-    return runs.tree(folder) if stage == 'export' else runs.result(folder)
+    return jobs.tree(folder) if stage == 'export' else jobs.result(folder)
 
   def differing(self, stage: str, folder: pathlib.Path) -> list[str]:
     """What is not as without a kill."""
     if stage not in ('prepare', 'export'):
-      return runs.differing(folder, self.whole['fit'])
+      return jobs.differing(folder, self.whole['fit'])
     found, whole = self.result(stage, folder), self.whole[stage]
     return [k for k in found | whole if found.get(k) != whole.get(k)]
 
@@ -216,7 +216,7 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
       break
   else:
     raise RuntimeError(f'kill {number} in {stage} always came too late')
-  half_written = runs.half_written(folder)
+  half_written = jobs.half_written(folder)
   is_saved = sent == signal.SIGTERM and _is_saved(run, folder)
   again = commands.start(stage, folder)
   failed = again.wait()
@@ -231,7 +231,7 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
     is_saved,
     half_written,
     commands.differing(stage, folder) if not failed else [],
-    runs.leftovers(folder),
+    jobs.leftovers(folder),
     '\n'.join(line for _, line in again.lines[-5:]) if failed else '',
   )
   if found.survived:
@@ -241,7 +241,7 @@ def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
 
 def _is_saved(run: Watched, folder: pathlib.Path) -> bool:
   """Whether a training that was asked to end saved its very last step."""
-  last = folder / 'digests' / f'{runs.LAST_STEP}.json'
+  last = folder / 'digests' / f'{jobs.LAST_STEP}.json'
   is_in_training = not run.when('fitting and scoring')
   return bool(run.when('asked to end: saved')) or (
     is_in_training and last.exists()
@@ -266,8 +266,8 @@ def tables(kills: list[Kill]) -> str:
   survived = sum(k.survived for k in kills)
   rows.append(['all', '', len(kills), survived, len(kills) - survived])
   return '\n\n'.join([
-    runs.table(['killed in', 'by', 'tried', 'survived', 'lost'], rows),
-    runs.table(
+    jobs.table(['killed in', 'by', 'tried', 'survived', 'lost'], rows),
+    jobs.table(
       ['SIGTERM in', 'tried', 'saved first', 'median s', 'largest s'], graces
     ),
   ])  # fmt: skip
@@ -275,7 +275,7 @@ def tables(kills: list[Kill]) -> str:
 
 def main() -> None:
   """Kills and prints."""
-  parser = runs.parser(__doc__, 'kills.json')
+  parser = jobs.parser(__doc__, 'kills.json')
   parser.add_argument('--kills', type=int, default=100)
   parser.add_argument(
     '--first', type=int, default=0, help='number of the first'
@@ -298,7 +298,7 @@ def main() -> None:
     ):
       kills.append(done.result())
       # Written at once: a long measurement may itself be killed.
-      runs.write(
+      jobs.write(
         arguments.output,
         {
           'seed': arguments.seed,

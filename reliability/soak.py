@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jobs
 import numpy as np
-import runs
 import tqdm
 
 # Rounds in which caches may still fill.
@@ -73,12 +73,12 @@ def table(found: dict[str, list[Row]]) -> str:
     ):
       lines.append([name, told, f'{row.rss_mib:.0f}', row.files])
     lines.append([name, 'a round', f'{growth(rows):+.2f}', ''])
-  return runs.table(['', 'round', 'RSS, MiB', 'open files'], lines)
+  return jobs.table(['', 'round', 'RSS, MiB', 'open files'], lines)
 
 
 def main() -> None:
   """Soaks and prints."""
-  parser = runs.parser(__doc__, 'soak.json')
+  parser = jobs.parser(__doc__, 'soak.json')
   parser.add_argument('--jobs', type=int, default=50)
   parser.add_argument('--predictions', type=int, default=200)
   arguments = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   from crosr_jax import openset, pipeline
 
-  config, workdir = runs.small_config(), scratch / 'soak'
+  config, workdir = jobs.small_config(), scratch / 'soak'
 
   def job(_: int) -> None:
     shutil.rmtree(workdir, ignore_errors=True)
@@ -105,7 +105,7 @@ def main() -> None:
       found[name] = rows
       # Written at once: a long measurement may be stopped.
       told = {k: [r._asdict() for r in rows] for k, rows in found.items()}
-      runs.write(arguments.output, {'rows': told})
+      jobs.write(arguments.output, {'rows': told})
 
     return write
 

@@ -23,6 +23,7 @@ from crosr_jax import (
   types,
   weibull,
 )
+from crosr_jax.models import layers
 
 
 @pytest.fixture
@@ -114,6 +115,25 @@ def test_an_augmented_net(tmp_path, workdir, image):
     decision='argmax',
   )
   _compare(_loaded(tmp_path, augmented), augmented, image)
+
+
+def test_wide_nets_are_exported_with_stock_convolutions(workdir, image):
+  """Where they run is not known; here they are computed in our own way."""
+  net = models.build(
+    7, (0.3,), (0.3,), backbone='digits_cnn', width=64, dropout=0.1,
+    head_dropout=0.1,
+  )  # fmt: skip
+  variables = models.init(net, image, jax.random.key(0))
+  changed = dataclasses.replace(
+    openset.load(workdir), net=net, variables=variables, method='max_logit'
+  )
+  module = exporting.function(changed).mlir_module()
+  with layers.stock_operations():
+    stock = str(jax.make_jaxpr(net.apply)(variables, image))
+  ours = str(jax.make_jaxpr(net.apply)(variables, image))
+  convolutions = stock.count('conv_general_dilated[')
+  assert module.count('= stablehlo.convolution(') == convolutions
+  assert ours.count('conv_general_dilated[') < convolutions
 
 
 def test_stock_operations_only(workdir):

@@ -22,7 +22,7 @@ def script(monkeypatch):
 
 
 def test_half_written_files_are_found(script, tmp_path):
-  runs = script('runs')
+  jobs = script('jobs')
   np.savez(tmp_path / 'a.npz', x=np.arange(9))
   (tmp_path / 'b.json').write_text('{"a": 1}')
   (tmp_path / 'c.html').write_text('<html></html>')
@@ -30,34 +30,34 @@ def test_half_written_files_are_found(script, tmp_path):
   step.mkdir(parents=True)
   (step / 'data').write_text('x')
   (tmp_path / 'digests').mkdir()
-  digests = json.dumps({'data': runs.digest(step / 'data')})
+  digests = json.dumps({'data': jobs.digest(step / 'data')})
   (tmp_path / 'digests' / '20.json').write_text(digests)
   # Unfinished ones have other names.
   (tmp_path / '.a.npz.host.1.x.aside').write_text('half')
-  assert runs.half_written(tmp_path) == []
-  assert runs.leftovers(tmp_path) == ['.a.npz.host.1.x.aside']
+  assert jobs.half_written(tmp_path) == []
+  assert jobs.leftovers(tmp_path) == ['.a.npz.host.1.x.aside']
   for path in (tmp_path / 'a.npz', tmp_path / 'b.json', tmp_path / 'c.html'):
     before = path.read_bytes()
     path.write_bytes(before[:-3])
-    assert runs.half_written(tmp_path)[0].startswith(path.name)
+    assert jobs.half_written(tmp_path)[0].startswith(path.name)
     path.write_bytes(before)
   (step / 'data').write_text('y')
-  assert runs.half_written(tmp_path) == ['20/data']
+  assert jobs.half_written(tmp_path) == ['20/data']
   # A checkpoint without digests is not read.
   (tmp_path / 'digests' / '20.json').unlink()
-  assert runs.half_written(tmp_path) == []
+  assert jobs.half_written(tmp_path) == []
 
 
 def test_a_difference_of_one_bit_is_seen(script, digits_run, tmp_path):
-  runs = script('runs')
+  jobs = script('jobs')
   workdir, _ = digits_run
-  runs.LAST_STEP = 200
-  whole = runs.result(workdir)
-  assert runs.differing(workdir, whole) == []
+  jobs.LAST_STEP = 200
+  whole = jobs.result(workdir)
+  assert jobs.differing(workdir, whole) == []
   log = json.loads(json.dumps(whole['history']))
   log[0]['loss'] = np.nextafter(log[0]['loss'], 9)
-  assert runs.differing(workdir, whole | {'history': log}) == ['history']
-  assert runs.differing(tmp_path, whole)[0].startswith('FileNotFoundError')
+  assert jobs.differing(workdir, whole | {'history': log}) == ['history']
+  assert jobs.differing(tmp_path, whole)[0].startswith('FileNotFoundError')
 
 
 def test_what_is_said_must_be_one_line(script):
