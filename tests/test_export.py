@@ -117,7 +117,9 @@ def test_an_augmented_net(tmp_path, workdir, image):
   _compare(_loaded(tmp_path, augmented), augmented, image)
 
 
-def test_wide_nets_are_exported_with_stock_convolutions(workdir, image):
+def test_wide_nets_are_exported_with_stock_convolutions(
+  workdir, image, monkeypatch
+):
   """Where they run is not known; here they are computed in our own way."""
   net = models.build(
     7, (0.3,), (0.3,), backbone='digits_cnn', width=64, dropout=0.1,
@@ -127,17 +129,25 @@ def test_wide_nets_are_exported_with_stock_convolutions(workdir, image):
   changed = dataclasses.replace(
     openset.load(workdir), net=net, variables=variables, method='max_logit'
   )
-  module = exporting.function(changed).mlir_module()
 
-  def count(text):
-    return text.count('= stablehlo.convolution(')
+  def operations(text):
+    return [
+      text.count(f' stablehlo.{name}')
+      for name in ('convolution', 'dot_general')
+    ]
 
-  def lowered():
-    return jax.jit(lambda v, x: net.apply(v, x)).lower(variables, image)
+  def exported():
+    return operations(exporting.function(changed).mlir_module())
 
-  with layers.stock_operations():
-    stock = count(lowered().as_text())
-  assert count(module) == stock > count(lowered().as_text())
+  def computed():
+    # A function of its own each time: JAX keeps what it has traced.
+    traced = jax.jit(lambda v, x: net.apply(v, x))
+    return operations(traced.lower(variables, image).as_text())
+
+  found, here = exported(), computed()
+  monkeypatch.setattr(layers, '_WIDE', 1_000_000)
+  assert found == exported()
+  assert here != computed()
 
 
 def test_stock_operations_only(workdir):
