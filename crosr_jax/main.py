@@ -9,7 +9,7 @@ overridden by --config.<field>=VALUE. The report is <workdir>/report.html.
 
 from absl import flags
 
-from crosr_jax import cli
+from crosr_jax import cli, distributed
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -19,19 +19,21 @@ _WORKDIR = flags.DEFINE_string(
   'runs/<file>[-<variant>][-split<k>]',
 )
 _DATA_DIR = cli.define_data_dir()
+_PROCESSES = cli.define_processes()
 
 
 def main() -> None:
   """Runs the config."""
+  name = cli.run_name(_CONFIG.value)
+  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
+  data_dir = cli.path_of_data(_DATA_DIR)
+  processes = cli.processes(_PROCESSES)
   # Flags are looked at before JAX is loaded: a typo is told at once.
   from crosr_jax import pipeline
   from crosr_jax.report import terminal
 
-  name = cli.run_name(_CONFIG.value)
-  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
-  result = pipeline.run(
-    _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)
-  )
+  with distributed.joined(processes):
+    result = pipeline.run(_CONFIG.value, name, workdir, data_dir)
   print(terminal.summary(result))
   for found in result['skipped']:
     print(f'left out: {found["path"]}: {found["reason"]}')
