@@ -15,12 +15,12 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from crosr_jax import files, signals, types
+from crosr_jax import distributed, files, signals, types
 
 _CONFIG_FLAG = 'config'
 _FIELD = re.compile(r'^\s*config\.([\w.]+) = ')
@@ -55,6 +55,55 @@ def define_reject_known() -> flags.FlagHolder:
     'decide by a threshold that rejects this share of known images, found on '
     'those the run held out; default: as the run decides',
   )
+
+
+class ProcessFlags(NamedTuple):
+  """Flags of a command that several processes can run together."""
+
+  distributed: flags.FlagHolder
+  coordinator_address: flags.FlagHolder
+  num_processes: flags.FlagHolder
+  process_id: flags.FlagHolder
+  initialization_timeout: flags.FlagHolder
+
+
+def define_processes() -> ProcessFlags:
+  """Defines the flags of several processes; `processes` has what they say."""
+  return ProcessFlags(
+    flags.DEFINE_string(
+      'distributed',
+      'auto',
+      'whether several processes run this together: auto = where the three '
+      'flags below, srun of SLURM or a TPU of several hosts tell of them; on = '
+      'an error where nothing does; off = this one alone',
+    ),
+    flags.DEFINE_string(
+      'coordinator_address',
+      None,
+      'HOST:PORT where process 0 listens and all others find it, the same for '
+      'all of them',
+    ),
+    flags.DEFINE_integer('num_processes', None, 'how many processes there are'),
+    flags.DEFINE_integer(
+      'process_id', None, 'which of them this one is, from 0'
+    ),
+    flags.DEFINE_integer(
+      'initialization_timeout',
+      distributed.TIMEOUT,
+      'seconds that processes wait for each other at the start',
+    ),
+  )
+
+
+def processes(
+  process_flags: ProcessFlags,
+) -> distributed.Processes | None:
+  """What the flags or the environment tell; None = one process.
+
+  Raises:
+    UsageError: for flags that cannot be used, or not together.
+  """
+  return distributed.told(*(holder.value for holder in process_flags))
 
 
 def path_of_data(data_dir: flags.FlagHolder) -> pathlib.Path:

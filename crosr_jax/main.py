@@ -13,7 +13,7 @@ says what a run would take, and does nothing.
 
 from absl import flags
 
-from crosr_jax import cli, types
+from crosr_jax import cli, distributed, types
 
 _MOST_DEVICES = 1024
 _CONFIG = cli.define_config()
@@ -37,29 +37,31 @@ _DEVICES = flags.DEFINE_integer(
   0,
   'with --dry_run: so many CPU devices in place of those that are there',
 )
+_PROCESSES = cli.define_processes()
 
 
 def main() -> None:
   """Runs the config."""
+  name = cli.run_name(_CONFIG.value)
+  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
+  data_dir = cli.path_of_data(_DATA_DIR)
+  processes = cli.processes(_PROCESSES)
+  if _DEVICES.present and not _DRY_RUN.value:
+    raise types.UsageError(
+      f'--devices={_DEVICES.value} is for --dry_run; a run takes the devices '
+      'that are there'
+    )
   # Flags are looked at before JAX is loaded: a typo is told at once.
   from crosr_jax import pipeline
   from crosr_jax.report import terminal
 
-  name = cli.run_name(_CONFIG.value)
   if _DRY_RUN.value:
     if _DEVICES.present:
       _pretend(_DEVICES.value)
     print(terminal.plan(name, pipeline.plan(_CONFIG.value)))
     return
-  if _DEVICES.present:
-    raise types.UsageError(
-      f'--devices={_DEVICES.value} is for --dry_run; a run takes the devices '
-      'that are there'
-    )
-  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
-  result = pipeline.run(
-    _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)
-  )
+  with distributed.joined(processes):
+    result = pipeline.run(_CONFIG.value, name, workdir, data_dir)
   print(terminal.summary(result))
   for found in result['skipped']:
     print(f'left out: {found["path"]}: {found["reason"]}')

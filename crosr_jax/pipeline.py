@@ -82,6 +82,12 @@ def run(
       one line that names the value and the way out.
   """
   check_config(config)
+  if jax.distributed.is_initialized():
+    raise types.UserError(
+      'several processes were joined, but a run is one process as yet; start '
+      'one alone, which uses all devices of its host, or say --distributed=off '
+      'and give each a --workdir of its own'
+    )
   with _opened(config, name, workdir):
     logging.info('reading %s', config.data.name)
     benchmark = data.load(
