@@ -20,14 +20,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from crosr_jax import files, types
+from crosr_jax import files, sharding, types
 
 
 class Checkpoints:
   """The newest `keep` checkpoints of a workdir; a context manager.
 
   They are written by a thread of their own, one after the other, and all of
-  them are on disk when the context ends.
+  them are on disk when the context ends. Of several processes the writer alone
+  sees the folder; all of them call `restore`, `restore_step` and `save`, and
+  have what it finds.
   """
 
   def __init__(self, workdir: pathlib.Path, keep: int):
@@ -35,18 +37,13 @@ class Checkpoints:
     self._digests = workdir / 'digests'
     self._damaged = workdir / 'damaged'
     self._keep = keep
-    files.sweep(self._digests)
-    self._newest = self._newest_whole()
-    # Orbax would delete old steps before the new one has its digests.
-    self._manager = ocp.CheckpointManager(
-      self._steps.absolute(),
-      options=ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=False, cleanup_tmp_directories=True
-      ),
-      item_names=('state', 'log'),
-    )
-    self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
     self._written: concurrent.futures.Future[None] | None = None
+    self._newest: int | None = None
+    if sharding.is_writer():
+      files.sweep(self._digests)
+      self._newest = self._newest_whole()
+      self._manager = self._opened()
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -60,8 +57,11 @@ class Checkpoints:
       # The user is told of what ended the training.
       logging.error('%s', error)
     finally:
-      self._writer.shutdown()
-      self._manager.close()
+      self._thread.shutdown()
+      if sharding.is_writer():
+        self._manager.close()
+    if kind is None:
+      sharding.barrier()
 
   def restore(self, like: Any) -> tuple[Any, dict] | None:
     """The newest whole checkpoint, as `save` was given it; None = no one.
@@ -72,7 +72,7 @@ class Checkpoints:
     Raises:
       UserError: where the checkpoint is of another structure.
     """
-    if self._newest is None:
+    if sharding.agreed(self._newest) is None:
       return None
     return self._restore(self._newest, like)
 
@@ -84,7 +84,7 @@ class Checkpoints:
         `wait`.
     """
     self.wait()
-    if fault := self._fault(step):
+    if sharding.is_writer() and (fault := self._fault(step)):
       raise types.UserError(
         f'checkpoint {step} in {self._steps} is the best, and cannot be '
         f'trusted ({fault}); bring it back, or delete the folder to train from '
@@ -92,7 +92,31 @@ class Checkpoints:
       )
     return self._restore(step, like)[0]
 
-  def _restore(self, step: int, like: Any) -> tuple[Any, dict]:
+  def _restore(self, step: int | None, like: Any) -> tuple[Any, dict]:
+    """What the writer reads, in every process."""
+    found: tuple[Any, dict] = (like, {})
+    if sharding.is_writer():
+      found = self._read(step, like)
+    return sharding.of_writer(found[0]), sharding.agreed(found[1])
+
+  def _opened(self) -> ocp.CheckpointManager:
+    self._steps.mkdir(parents=True, exist_ok=True)
+    # Orbax would delete old steps before the new one has its digests.
+    return ocp.CheckpointManager(
+      self._steps.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        create=False,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        # Else it would wait for the other processes, which do not call it.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=0, active_processes={0}
+        ),
+      ),
+      item_names=('state', 'log'),
+    )
+
+  def _read(self, step: int | None, like: Any) -> tuple[Any, dict]:
     other = types.UserError(
       f'the checkpoint of step {step} in {self._steps} is of another '
       'net or optimiser than this version builds; take another --workdir, or '
@@ -134,9 +158,10 @@ class Checkpoints:
       UserError: as `wait`.
     """
     self.wait()
-    self._written = self._writer.submit(
-      self._save, step, _saved(state), log, best
-    )
+    if sharding.is_writer():
+      self._written = self._thread.submit(
+        self._save, step, _saved(state), log, best
+      )
 
   def check(self) -> None:
     """Raises as `wait` does where writing has failed by now."""

@@ -574,6 +574,9 @@ def search(
     search_steps: codes that are looked at, E(x) the first of them.
     search_rate: see `advance`.
     distance_weight: see `objective`.
+
+  Returns:
+    All images, in every process, each of which searches from its share.
   """
 
   @sharding.forward
@@ -607,12 +610,13 @@ def search(
     distance = jnp.sum(jnp.square(walk.best - walk.start), axis=1)
     return *(jnp.round(255.0 * x).astype(jnp.uint8) for x in made), distance
 
-  rows = sharding.evened(batch_size)
+  rows, own = sharding.evened(batch_size), source[sharding.share(len(source))]
   placed = sharding.replicate((params, variables))
   parts = []
-  with progress.bar('counterfactual images', len(source)) as show:
-    for first in range(0, len(source), rows):
-      chosen = source[first : first + rows]
+  with progress.bar('counterfactual images', len(own)) as show:
+    # Of no image there is one batch: shapes are told by it.
+    for first in range(0, max(len(own), 1), rows):
+      chosen = own[first : first + rows]
       (batch,) = batches.padded(image[chosen], np.zeros(len(chosen)), rows)
       walk, terms = set_out(placed, batch.image), []
       # Not a loop of XLA's, which runs on one core of a CPU.
@@ -624,7 +628,7 @@ def search(
       parts.append([np.asarray(x)[: len(chosen)] for x in found])
       show(first + len(chosen))
   columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-  return Images(source, *columns)
+  return Images(source, *map(sharding.gathered, columns))
 
 
 def _kept(
@@ -635,17 +639,23 @@ def _kept(
   Returns:
     The images, and the seconds they took.
   """
-  files.sweep(path.parent)
-  if found := _load(path, key):
-    return found
+  found = None
+  if sharding.is_writer():
+    files.sweep(path.parent)
+    found = _load(path, key)
+  if sharding.agreed(found is not None):
+    nothing = Images(*(np.zeros(0) for _ in Images._fields)), 0.0
+    images, seconds = sharding.of_writer(found or nothing)
+    return images, float(seconds)
   begin = time.monotonic()
   images = make()
   seconds = time.monotonic() - begin
-  buffer = io.BytesIO()
-  np.savez_compressed(
-    buffer, **images._asdict(), key=np.array(key), seconds=np.array(seconds)
-  )
-  files.write_bytes(path, buffer.getvalue())
+  if sharding.is_writer():
+    buffer = io.BytesIO()
+    np.savez_compressed(
+      buffer, **images._asdict(), key=np.array(key), seconds=np.array(seconds)
+    )
+    files.write_bytes(path, buffer.getvalue())
   return images, seconds
 
 

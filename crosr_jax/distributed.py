@@ -16,10 +16,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crosr_jax import types
 
@@ -30,6 +31,13 @@ TIMEOUT = 300
 # comes after ours.
 _SECONDS_MORE_FOR_JAX = 60
 _SECONDS_FOR_METADATA = 5
+# A process of which nothing is heard for so long is gone; JAX itself would wait
+# 100 s, and then end the others with a page of C++.
+_SECONDS_OF_SILENCE = 30
+_SECONDS_BETWEEN_BEATS = 1
+# Others live as long as they compute: whoever waits for them has no limit of
+# its own.
+_DAY_IN_MS = 86_400_000
 # Where SLURM's jobs listen: a port of their own among the last 4,096.
 _FIRST_PORT, _PORTS = 61440, 4096
 
@@ -102,8 +110,11 @@ def found_in(environment: Mapping[str, str]) -> Processes | None:
 def joined(processes: Processes | None) -> Iterator[None]:
   """All processes are one JAX from here on; with None, nothing happens.
 
-  A process that fails leaves at once when it ends: else JAX would let it wait
-  minutes for others, which wait for it. They notice within two minutes.
+  They end together. A process that fails tells the others why and leaves: else
+  JAX would let it wait minutes for them, which wait for it. One that is killed
+  can tell nothing; it is missed after half a minute. Either way each of the
+  others ends with one line and the same exit code. Only where process 0 is
+  killed, which all of them hang on, JAX ends them itself, at once.
 
   Raises:
     UserError: where they cannot be joined. Where they do not come in time, the
@@ -113,12 +124,121 @@ def joined(processes: Processes | None) -> Iterator[None]:
     yield
     return
   _initialize(processes)
+  watch = _Watch()
+  watch.start()
   try:
     yield
+    wait('end')
   except BaseException as error:
+    if _is_of_others(error):
+      # What is wrong there is the line to end with, and the watch will say it.
+      time.sleep(_SECONDS_OF_SILENCE + 3 * _SECONDS_BETWEEN_BEATS)
+    watch.tell(error)
     # The last to be registered is the first to run, before JAX's own.
-    atexit.register(_leave, _exit_code(error))
+    atexit.register(watch.leave, _exit_code(error))
     raise
+  finally:
+    watch.stop()
+
+
+def client() -> Any:
+  """What JAX's processes tell each other small things by.
+
+  Not a public name of JAX, but there is none, and Orbax uses it likewise.
+  """
+  from jax._src import distributed
+
+  return distributed.global_state.client
+
+
+def wait(name: str) -> None:
+  """Waits until all processes are here, as long as they live.
+
+  The name must be new.
+  """
+  client().wait_at_barrier(f'crosr_jax/{name}', _DAY_IN_MS)
+
+
+def say(name: str, text: str) -> None:
+  """Tells all processes something, under a name that is new."""
+  client().key_value_set(f'crosr_jax/{name}', text)
+
+
+def hear(name: str) -> str:
+  """What was said under this name; waits for it while the processes live."""
+  return client().blocking_key_value_get(f'crosr_jax/{name}', _DAY_IN_MS)
+
+
+class _Watch(threading.Thread):
+  """Looks after the other processes, and ends this one where one has failed."""
+
+  def __init__(self) -> None:
+    super().__init__(name='watch', daemon=True)
+    from jax._src import distributed
+
+    self._index = int(distributed.global_state.process_id)
+    self._over = threading.Event()
+    self._beat = 0
+    # What was last heard of each process, and when.
+    now = time.monotonic()
+    self._heard = {
+      str(i): ('', now) for i in range(distributed.global_state.num_processes)
+    }
+
+  def run(self) -> None:
+    while not self._over.wait(_SECONDS_BETWEEN_BEATS):
+      # Without a line to process 0 there is nothing to see; if it has gone, JAX
+      # ends this process.
+      with contextlib.suppress(RuntimeError):
+        self._look()
+
+  def stop(self) -> None:
+    self._over.set()
+
+  def tell(self, error: BaseException) -> None:
+    """Tells the others that this process fails, and why."""
+    self.stop()
+    reason = ' '.join(str(error).split())
+    if not isinstance(error, types.UserError):
+      reason = f'{type(error).__name__}{": " if reason else ""}{reason}'
+    with contextlib.suppress(RuntimeError):
+      say(f'failed/{self._index}', f'{_exit_code(error)} {reason}')
+
+  def leave(self, code: int) -> None:
+    """Ends this process; process 0 after the others have heard why."""
+    if self._index == 0:
+      time.sleep(4 * _SECONDS_BETWEEN_BEATS)
+    _leave(code)
+
+  def _look(self) -> None:
+    self._beat += 1
+    client().key_value_set(
+      f'crosr_jax/beat/{self._index}', str(self._beat), allow_overwrite=True
+    )
+    if self._index == 0:
+      self._miss()
+    for key, text in client().key_value_dir_get('crosr_jax/failed/'):
+      if self._over.is_set():
+        return
+      code, _, reason = text.partition(' ')
+      logging.error('error: process %s: %s', key.rpartition('/')[2], reason)
+      self.leave(int(code))
+
+  def _miss(self) -> None:
+    """Tells of a process that has gone without a word."""
+    now = time.monotonic()
+    for key, beat in client().key_value_dir_get('crosr_jax/beat/'):
+      index = key.rpartition('/')[2]
+      if self._heard[index][0] != beat:
+        self._heard[index] = beat, now
+    for index, (_, when) in self._heard.items():
+      if now - when > _SECONDS_OF_SILENCE:
+        say(
+          f'failed/{index}',
+          f'{types.UserError.exit_code} nothing was heard of it for '
+          f'{_SECONDS_OF_SILENCE} s, it was killed or its machine is lost; '
+          'start all processes again, they go on from the newest checkpoint',
+        )
 
 
 def _given(
@@ -350,6 +470,15 @@ def _exit_code(error: BaseException) -> int:
   if isinstance(error, KeyboardInterrupt):
     return 130
   return getattr(error, 'exit_code', types.UserError.exit_code)
+
+
+def _is_of_others(error: BaseException) -> bool:
+  """Whether it may come of another process, which computed with this one."""
+  import jax
+
+  own = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT')
+  is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  return is_of_jax and not any(word in str(error) for word in own)
 
 
 def _leave(code: int) -> None:

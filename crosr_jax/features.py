@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crosr_jax import models, sharding, types
-from crosr_jax.data import batches
+from crosr_jax.data import batches, images
 
 Variables = dict[str, Any]
 
@@ -28,9 +28,12 @@ def stream(
 ) -> Iterator[types.Features]:
   """Features of [N, H, W, C] uint8 images, batch by batch, in order.
 
-  The net is in evaluation mode; every sample comes once. `batch_size` is the
-  rows of a batch, 0 = 256, fewer for images of more than 128 x 128.
+  The net is in evaluation mode; every sample comes once: of several processes
+  each has those of its own `share`. `batch_size` is the rows of a batch, 0 =
+  256, fewer for images of more than 128 x 128.
   """
+  share = sharding.share(len(image))
+  image, label = images.part(image, share), label[share]
   run, variables = _compiled(model), sharding.replicate(variables)
   batch_size = batch_size or _rows(image.shape)
   # What fills the last batch up is cut off again.
@@ -48,13 +51,14 @@ def extract(
   *,
   batch_size: int = 0,
 ) -> types.Features:
-  """`stream`, in memory."""
+  """`stream`, in memory; all samples in every process."""
   found: list[np.ndarray] = []
-  start = 0
+  share = sharding.share(len(image))
+  count, start = share.stop - share.start, 0
   for block in stream(model, variables, image, label, batch_size=batch_size):
     if not found:
       # At once: parts that are joined would lie in memory twice.
-      found = [np.zeros((len(image), *x.shape[1:]), x.dtype) for x in block]
+      found = [np.zeros((count, *x.shape[1:]), x.dtype) for x in block]
     stop = start + len(block.label)
     for whole, part in zip(found, block, strict=True):
       if len(part):
@@ -63,7 +67,7 @@ def extract(
   if not len(block.reconstruction_error):
     # Of a net that reconstructs nothing, or of no image.
     found[3] = found[3][:0]
-  return types.Features(*found)
+  return types.Features(*map(sharding.gathered, found))
 
 
 def _rows(shape: tuple[int, ...]) -> int:

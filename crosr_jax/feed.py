@@ -52,7 +52,8 @@ def build(
   Args:
     step: of a state and of what batches.training gives.
     samples: to train on.
-    batch_size: B, over all devices.
+    batch_size: B, over all devices; of each batch this process takes its
+      `share` alone.
     seed: of the order.
     balanced: see batches.rows.
     steps_per_dispatch: 0 = 10 on accelerators; 1 on CPU, where a step costs
@@ -72,9 +73,14 @@ def build(
     in_files = images.is_lazy(samples.image)
     is_slow = in_files or not sharding.is_accelerated()
     steps_per_dispatch = 1 if is_slow else _STEPS
-  if not _is_on_device(samples, data_on_device):
+  share = sharding.share(batch_size)
+  # Decided once, since all have to run the same program.
+  if not sharding.agreed(_is_on_device(samples, data_on_device)):
     order = functools.partial(
-      batches.training, samples, batch_size, seed, balanced=balanced
+      batches.training,
+      *(samples, batch_size, seed),
+      balanced=balanced,
+      share=share,
     )
     return Feed(step, (), order, steps_per_dispatch)
   rows = batches.rows(samples.label, batch_size, seed, balanced=balanced)
@@ -82,7 +88,7 @@ def build(
     _looking_up(step, samples.image.shape[1:]),
     # Flat: some devices store a few channels in many times the space.
     (samples.image.reshape(len(samples.image), -1), samples.label),
-    lambda first_step: map(rows, itertools.count(first_step)),
+    lambda first_step: (rows(i)[share] for i in itertools.count(first_step)),
     steps_per_dispatch,
   )
 

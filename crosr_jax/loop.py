@@ -58,14 +58,15 @@ def run(
 ) -> Trained:
   """Trains, or goes on where the newest whole checkpoint is.
 
-  Checkpoints are written while the steps go on. Whatever moves between host and
+  Checkpoints are written while the steps go on. Several processes begin with
+  the state of the one that writes them. Whatever moves between host and
   devices in the loop without saying so is an error of JAX. SIGTERM, where a
   command listens to it, saves a checkpoint of the step that is being taken.
 
   Args:
     engine: of one step.
     state: before the first step; a NamedTuple with a field `step`.
-    order: batches from a step on, without end.
+    order: batches from a step on, without end; this process's share of them.
     workdir: where checkpoints and TensorBoard files go.
     words: see there.
     num_steps: of the whole training.
@@ -84,7 +85,10 @@ def run(
     Terminated: after SIGTERM, when the checkpoint is on disk.
   """
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
-    state, record = checkpoints.restore(state) or (state, {})
+    state, record = checkpoints.restore(state) or (
+      sharding.of_writer(state),
+      {},
+    )
     first = int(state.step)
     journal = _Journal(workdir, words, batch_size, first, record)
     if first < num_steps:
@@ -212,7 +216,9 @@ class _Journal:
   def __enter__(self) -> '_Journal':
     # What a killed session wrote after its last checkpoint comes again.
     self._board = tensorboardX.SummaryWriter(
-      self._folder, purge_step=self._first_step + 1
+      self._folder,
+      purge_step=self._first_step + 1,
+      write_to_disk=sharding.is_writer(),
     )
     return self
 

@@ -62,6 +62,9 @@ def main() -> None:
     return
   with distributed.joined(processes):
     result = pipeline.run(_CONFIG.value, name, workdir, data_dir)
+  if not result:
+    # Of several processes one tells.
+    return
   print(terminal.summary(result))
   for found in result['skipped']:
     print(f'left out: {found["path"]}: {found["reason"]}')

@@ -70,6 +70,8 @@ def run(
 ) -> dict:
   """Runs a config in a workdir and returns its report.
 
+  Of several processes one writes and reports; of the others it is {}.
+
   Args:
     config: as configs/common.py has it.
     name: of the run, for the report.
@@ -82,18 +84,15 @@ def run(
       one line that names the value and the way out.
   """
   check_config(config)
-  if jax.distributed.is_initialized():
-    raise types.UserError(
-      'several processes were joined, but a run is one process as yet; start '
-      'one alone, which uses all devices of its host, or say --distributed=off '
-      'and give each a --workdir of its own'
-    )
   with _opened(config, name, workdir):
     logging.info('reading %s', config.data.name)
-    benchmark = data.load(
-      seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
-    )
-    _bind_files(benchmark, workdir)
+    # What has to be prepared for it is there when the others come.
+    with sharding.writer_first():
+      benchmark = data.load(
+        seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
+      )
+    if sharding.is_writer():
+      _bind_files(benchmark, workdir)
     mean, deviation = models.pixel_statistics(
       images.for_statistics(benchmark.train.image)
     )
@@ -132,7 +131,16 @@ def run(
       **config.train,
     )
     logging.info('fitting and scoring')
-    scored = _score(config, benchmark, model, trained)
+    parts = _features(config, benchmark, model, trained)
+    if not sharding.is_writer():
+      return {}
+    scored = judge.score(
+      parts,
+      benchmark.class_names,
+      augmented=bool(config.counterfactual.count),
+      **config.weibull,
+      **config.scorer,
+    )
     if not (workdir / 'config.json').exists():
       raise types.UserError(
         f'{workdir} was deleted while the run was in it; run the same command '
@@ -222,6 +230,11 @@ def _opened(
     UserError: where another process works in it.
   """
   set_deterministic(config)
+  if not sharding.is_writer():
+    # What all would say, one says.
+    logging.getLogger().setLevel(logging.WARNING)
+    yield
+    return
   with contextlib.ExitStack() as stack:
     try:
       workdir.mkdir(parents=True, exist_ok=True)
@@ -382,26 +395,20 @@ def _defaults() -> dict[str, Any]:
   return json.loads(json.dumps(found))
 
 
-def _score(
+def _features(
   config: config_dict.ConfigDict,
   benchmark: data.Benchmark,
   model: models.Net,
   trained: loop.Trained,
-) -> judge.Scored:
-  """Features, Weibulls and scores of every method, from one net."""
+) -> dict[str, types.Features]:
+  """Features of every part."""
   variables = trained.state.variables
   augmented = bool(config.counterfactual.count)
   parts = {}
   for name, image, label in benchmark.parts():
     found = features.extract(model, variables, image, label)
     parts[name] = features.split_unknown(found) if augmented else found
-  return judge.score(
-    parts,
-    benchmark.class_names,
-    augmented=augmented,
-    **config.weibull,
-    **config.scorer,
-  )
+  return parts
 
 
 def _result(

@@ -24,12 +24,15 @@ class Show(Protocol):
 def bar(name: str, total: int, done: int = 0) -> Iterator[Show]:
   """A function to call with what is done; it draws at most as often as useful.
 
+  Where the log is to tell warnings alone, there is no bar either.
+
   Args:
     name: of the work.
     total: how much there is, in any unit.
     done: how much is done already.
   """
-  if sys.stderr.isatty():
+  is_told = logging.getLogger().isEnabledFor(logging.INFO)
+  if sys.stderr.isatty() and is_told:
     with (
       tqdm_logging.logging_redirect_tqdm(),
       tqdm_auto.tqdm(

@@ -1,24 +1,39 @@
-"""Where devices are spoken of, once.
+"""Where devices are spoken of, once, and the processes that they belong to.
 
 The math elsewhere is written for one replica, with means over the axis
 layers.AXIS. State crosses this door without a device axis.
+
+Where several processes run the same program (distributed.py), devices train all
+together: each process reads its own `share` of a batch, the rows of its own
+devices. Of images to evaluate too each takes a share, and `gathered` brings
+together what came of them. One process, the `writer`, writes every file; what
+it alone knows, all ask it for, in the same order.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from crosr_jax import types
+from crosr_jax import distributed, types
 from crosr_jax.models import layers
 
 PARALLEL = ('pmap', 'shard_map')
 
 _ON_ALL_CORES = {'xla_cpu_experimental_ynn_fusion_type': ''}
+
+# Of a process, that are gathered at a time: every device holds those of all.
+_MOST_BYTES = 1 << 24
+# Numbers what processes say to each other.
+_numbers = itertools.count()
 
 # (state, batch, *shared) -> (state, metrics), for one replica's share of the
 # batch.
@@ -36,6 +51,7 @@ class Engine(NamedTuple):
   # (placed state, batch, ..) -> (placed state, metrics): a step with each batch
   # in turn, as one program. Donates the placed state it is given; a metric has
   # one element for each step.
+  # A batch is this process's share of it.
   step: Callable[..., tuple[Any, Any]]
   # Compiles what `step` runs with these arguments, and leaves them alone.
   compile: Callable[..., None]
@@ -48,7 +64,8 @@ class _Way(NamedTuple):
   """How replicas come onto devices. T steps of a program."""
 
   place: Callable[[Any], Any]  # tree -> the same on every device
-  split: Callable[[Sequence[Any]], Any]  # T batches -> one, spread by rows
+  # T batches, this process's shares -> one, spread by rows
+  split: Callable[[Sequence[Any]], Any]
   # (function of state, batches and shared; T) -> the same, compiled when called
   mapped: Callable[[ReplicaStep, int], Any]
   fetch: Callable[[Any], Any]  # the opposite of `place`
@@ -69,20 +86,20 @@ def engine(
     step: written with `lax.pmean(.., layers.AXIS)`; what it returns must be
       equal on all replicas.
     parallel: 'pmap', or 'shard_map' for jit(shard_map).
-    devices: default all of this process.
+    devices: default all, those of other processes too.
     shared: what every step is given beside its batch; it is put on each device
       once.
 
   Returns:
     Place, step, compile, fetch, planned. The leading axis of every leaf of a
-    batch is split over the devices. Steps of one program are those of many, but
-    for how XLA rounds: what it fuses is another.
+    batch is split over the devices of the process that has it. Steps of one
+    program are those of many, but for how XLA rounds: what it fuses is another.
 
   Raises:
     ValueError: for another `parallel`.
   """
   types.check_choice('parallel', parallel, PARALLEL)
-  devices = list(devices or jax.local_devices())
+  devices = list(devices or _all_devices())
   platform = devices[0].platform
   way = (_pmap if parallel == 'pmap' else _shard_map)(devices)
   programs: dict[int, Callable[..., tuple[Any, Any]]] = {}
@@ -130,21 +147,21 @@ def engine(
 
 
 def _pmap(devices: Sequence[jax.Device]) -> _Way:
-  n = len(devices)
-  split_over = NamedSharding(_mesh(devices), P(layers.AXIS))
+  mesh = _mesh(devices)
+  n, split_over = len(mesh.local_devices), P(layers.AXIS)
 
   def place(tree: Any) -> Any:
     stacked = jax.tree.map(
       lambda x: np.broadcast_to(np.asarray(x), (n, *np.shape(x))), tree
     )
-    return jax.device_put(stacked, split_over)
+    return _put(stacked, mesh, split_over)
 
   def split(batches: Sequence[Any]) -> Any:
     def joined(*leaves: np.ndarray) -> np.ndarray:
       parts = [x.reshape(n, -1, *x.shape[1:]) for x in leaves]
       return parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
 
-    return jax.device_put(jax.tree.map(joined, *batches), split_over)
+    return _put(jax.tree.map(joined, *batches), mesh, split_over)
 
   def mapped(fn: ReplicaStep, count: int) -> Any:
     del count  # The steps of a replica lie behind its own axis.
@@ -174,15 +191,13 @@ def _shard_map(devices: Sequence[jax.Device]) -> _Way:
   def place(tree: Any) -> Any:
     # The step gives the memory of a placed state away, but never NumPy's.
     host = jax.tree.map(np.asarray, tree)
-    return jax.device_put(host, NamedSharding(mesh, P()))
+    return _put(host, mesh, P())
 
   def split(batches: Sequence[Any]) -> Any:
     def joined(*leaves: np.ndarray) -> np.ndarray:
       return leaves[0] if len(leaves) == 1 else np.stack(leaves)
 
-    return jax.device_put(
-      jax.tree.map(joined, *batches), NamedSharding(mesh, rows(len(batches)))
-    )
+    return _put(jax.tree.map(joined, *batches), mesh, rows(len(batches)))
 
   def mapped(fn: ReplicaStep, count: int) -> Any:
     # With the check on, gradients of replicated parameters would be summed over
@@ -202,6 +217,15 @@ def _shard_map(devices: Sequence[jax.Device]) -> _Way:
     return jax.tree.map(np.array, _of_first_device(tree))
 
   return _Way(place, split, mapped, fetch, lambda *shapes: shapes)
+
+
+def _put(tree: Any, mesh: Mesh, spec: P) -> Any:
+  """What each process has, on its own devices, as one for all."""
+  # jax.make_array_from_process_local_data would not count as an explicit move.
+  own = jax.device_put(tree, NamedSharding(mesh.local_mesh, spec))
+  if jax.process_count() == 1:
+    return own
+  return multihost_utils.host_local_array_to_global_array(own, mesh, spec)
 
 
 def _is_unrolled(platform: str) -> bool:
@@ -240,11 +264,15 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
   """
   mesh = _mesh(jax.local_devices())
   rows, whole = NamedSharding(mesh, P(layers.AXIS)), NamedSharding(mesh, P())
-  return jax.jit(
+  compiled = jax.jit(
     fn,
     in_shardings=(whole, rows),
     out_shardings=rows,
     compiler_options=compiler_options(jax.default_backend()),
+  )
+  # Of several processes, JAX would not take NumPy for rows of this one.
+  return lambda variables, image: compiled(
+    variables, jax.device_put(image, rows)
   )
 
 
@@ -270,8 +298,104 @@ def replicate(tree: Any) -> Any:
 
 
 def num_devices() -> int:
-  """Devices of this process, among which a batch is split."""
-  return jax.local_device_count()
+  """Devices of all processes, among which a batch is split."""
+  return jax.device_count()
+
+
+def is_writer() -> bool:
+  """Whether this process is the one that writes files."""
+  return jax.process_index() == 0
+
+
+def barrier() -> None:
+  """Waits for all processes."""
+  if jax.process_count() > 1:
+    distributed.wait(str(next(_numbers)))
+
+
+@contextlib.contextmanager
+def writer_first() -> Iterator[None]:
+  """What is inside is done by the writer, and then by all others."""
+  if not is_writer():
+    barrier()
+  yield
+  if is_writer():
+    barrier()
+
+
+def agreed(value: Any) -> Any:
+  """The writer's value in every process; JSON."""
+  if jax.process_count() == 1:
+    return value
+  name = f'agreed/{next(_numbers)}'
+  if is_writer():
+    distributed.say(name, json.dumps(value))
+  return json.loads(distributed.hear(name))
+
+
+def of_writer(tree: Any) -> Any:
+  """The writer's arrays in every process, bit for bit.
+
+  The others' may have other shapes, in a tree of the same structure.
+  """
+  if jax.process_count() == 1:
+    return tree
+  leaves, structure = jax.tree.flatten(tree)
+  leaves = [np.asarray(x) for x in leaves]
+  kinds = agreed([(x.shape, x.dtype.name) for x in leaves])
+  if not is_writer():
+    leaves = [np.zeros(shape, dtype) for shape, dtype in kinds]
+  found = multihost_utils.broadcast_one_to_all([_bytes(x) for x in leaves])
+  return jax.tree.unflatten(
+    structure,
+    [
+      np.array(x).view(dtype).reshape(shape)
+      for x, (shape, dtype) in zip(found, kinds, strict=True)
+    ],
+  )
+
+
+def share(count: int) -> slice:
+  """Which of `count` rows are this process's.
+
+  Together they are all; of a batch they are the rows of its own devices.
+  """
+  index, processes = jax.process_index(), jax.process_count()
+  return slice(count * index // processes, count * (index + 1) // processes)
+
+
+def everyones(rows: np.ndarray) -> list[np.ndarray]:
+  """What each process gives, in their order, bit for bit.
+
+  [n, ...] each; only n may differ between them.
+  """
+  if jax.process_count() == 1:
+    return [rows]
+  rows = np.asarray(rows)
+  counts = multihost_utils.process_allgather(np.array(len(rows), np.int32))
+  found = [np.empty((n, *rows.shape[1:]), rows.dtype) for n in counts]
+  each = max(1, int(np.prod(rows.shape[1:])) * rows.dtype.itemsize)
+  size = max(1, min(int(counts.max()), _MOST_BYTES // each))
+  for start in range(0, int(counts.max()), size):
+    piece = rows[start : start + size]
+    padded = np.zeros(size * each, np.uint8)
+    padded[: piece.nbytes] = _bytes(piece)
+    for whole, part in zip(
+      found, multihost_utils.process_allgather(padded), strict=True
+    ):
+      out = whole[start : start + size]
+      out[:] = part[: out.nbytes].view(rows.dtype).reshape(out.shape)
+  return found
+
+
+def gathered(rows: np.ndarray) -> np.ndarray:
+  """What every process made of its `share`, as one, in order."""
+  found = everyones(rows)
+  return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+  return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
 
 
 def is_accelerated() -> bool:
@@ -291,8 +415,8 @@ def memory() -> int | None:
 
 
 def evened(rows: int) -> int:
-  """The next number of rows that every device takes the same share of."""
-  devices = num_devices()
+  """The next number that the devices of `forward` take equal shares of."""
+  devices = jax.local_device_count()
   return -(-rows // devices) * devices
 
 
@@ -304,6 +428,18 @@ def check_even(field: str, rows: int) -> None:
       f'{field}={rows} cannot be split evenly among {devices} devices; take a '
       f'multiple of {devices}'
     )
+
+
+def _all_devices() -> list[jax.Device]:
+  """Those of a process side by side, process after process."""
+  processes = range(jax.process_count())
+  found = [jax.local_devices(process_index=i) for i in processes]
+  if len({len(devices) for devices in found}) > 1:
+    told = ', '.join(str(len(devices)) for devices in found)
+    raise types.UserError(
+      f'the processes have {told} devices; start all of them with as many'
+    )
+  return [device for devices in found for device in devices]
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:

@@ -62,6 +62,7 @@ def training(
   first_step: int,
   *,
   balanced: bool = False,
+  share: slice = slice(None),
 ) -> Iterator[tuple[types.Batch, np.ndarray]]:
   """Endless batches from a step on, with each row's index in the data, [B].
 
@@ -71,15 +72,16 @@ def training(
     seed: see `rows`.
     first_step: from 0.
     balanced: see `rows`.
+    share: rows of each batch that are wanted; no others are read.
 
   Raises:
     UsageError: where one batch is more than all samples.
   """
   of = rows(samples.label, batch_size, seed, balanced=balanced)
-  mask = np.ones(batch_size, bool)
+  mask = np.ones(batch_size, bool)[share]
 
   def batch(step: int) -> tuple[types.Batch, np.ndarray]:
-    index = of(step)
+    index = of(step)[share]
     return (
       types.Batch(samples.image[index], samples.label[index], mask),
       index,

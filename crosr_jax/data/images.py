@@ -250,7 +250,7 @@ def _offset(mass: np.ndarray, size: int) -> int:
 class ImageFiles:
   """Image files that look like an array [N, H, W, C] uint8, read when indexed.
 
-  `x[rows]` reads those files; `take` and `spread` choose files and read none.
+  `x[rows]` reads those files; `take` chooses files and reads none.
   """
 
   dtype = np.dtype(np.uint8)
@@ -318,6 +318,13 @@ class ImageFiles:
 def is_lazy(image: Any) -> bool:
   """Whether indexing reads files."""
   return isinstance(image, ImageFiles)
+
+
+def part(image: Any, rows: slice) -> Any:
+  """Some of the images; of those in files none is read."""
+  if is_lazy(image):
+    return image.take(np.arange(len(image))[rows])
+  return image[rows]
 
 
 def spread(image: Any, count: int) -> np.ndarray:
