@@ -19,6 +19,7 @@ of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import os
 import warnings
@@ -54,6 +55,14 @@ Blocks = Callable[[], Iterable[types.Features]]
 # What was made of the vectors of a piece, their labels, K and L.
 _Correct = Iterable[tuple[Any, np.ndarray, tuple[int, int]]]
 _Result = TypeVar('_Result')
+# [n, ...] of this process -> what every process gave, in their order; only n
+# may differ between them.
+Everyone = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+def alone(rows: np.ndarray) -> Sequence[np.ndarray]:
+  """`Everyone` of one process."""
+  return [rows]
 
 
 def fit(
@@ -112,6 +121,7 @@ def fit_stream(
   tail_share: float = 0.0,
   tail_blocks: Blocks | None = None,
   class_names: Sequence[str] = (),
+  everyone: Everyone = alone,
 ) -> types.WeibullModel:
   """`fit` for features that come in blocks.
 
@@ -128,9 +138,12 @@ def fit_stream(
     tail_share: see `fit`.
     tail_blocks: blocks of tail_features, see `fit`; called twice.
     class_names: see `fit`.
+    everyone: where several processes fit together, each of blocks of its own,
+      how they exchange arrays, as sharding.everyones does; all have to call
+      this. What they exchange is small: class sums and tails.
 
   Returns:
-    The fitted model: equal to `fit` on all blocks in one.
+    The fitted model: equal to `fit` on all blocks in one, of all processes.
 
   Raises:
     ValueError: as `fit`.
@@ -139,7 +152,13 @@ def fit_stream(
     vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
   )
   (fitted,) = _fit(
-    blocks, vector, scaling, [(tail_size, tail_share)], tail_blocks, class_names
+    blocks,
+    vector,
+    scaling,
+    [(tail_size, tail_share)],
+    tail_blocks,
+    class_names,
+    everyone,
   )
   return fitted
 
@@ -220,22 +239,28 @@ def _fit(
   lengths: Sequence[tuple[int, float]],
   tail_blocks: Blocks | None,
   class_names: Sequence[str],
+  everyone: Everyone = alone,
 ) -> list[types.WeibullModel]:
   """A model for each length of the tails, (tail_size, tail_share)."""
-  count, mav, width = _class_means(blocks, vector)
+  count, mav, width = _class_means(blocks, vector, everyone)
   _check_counts(count, class_names)
-  scale, dead = _feature_scale(blocks, vector, scaling, count, mav, width)
+  scale, dead = _feature_scale(
+    blocks, vector, scaling, count, mav, width, everyone
+  )
   space = _Space(vector, mav, scale, width)
   if vector == 'evidence':
-    space = space.with_usual(_correct(blocks, vector, space.parts))
+    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
   if tail_blocks is not None:
-    blocks, count = tail_blocks, _counts(tail_blocks, vector, mav, width)
+    blocks = tail_blocks
+    count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
     _check_counts(count, class_names)
   wanted = [_tail_counts(count, *length) for length in lengths]
   kept = [np.minimum(size, count) for size in wanted]
   tails = _Tails(np.max(kept, axis=0))
   for distance, label, _ in _correct(blocks, vector, space.distance):
     tails.add(label, distance)
+  if everyone is not alone:
+    tails.share(everyone)
   models = []
   for size, keep in zip(wanted, kept, strict=True):
     _warn_short(size, count, class_names)
@@ -443,7 +468,7 @@ class _Space(NamedTuple):
   part_mean: np.ndarray = np.zeros((0, 3))  # [K, 3] of 'evidence'
   part_deviation: np.ndarray = np.zeros((0, 3))
 
-  def with_usual(self, correct: _Correct) -> '_Space':
+  def with_usual(self, correct: _Correct, everyone: Everyone) -> '_Space':
     """The same with mean and deviation of the `parts` of training samples."""
     num_classes = len(self.mav)
     count = np.zeros(num_classes)
@@ -452,6 +477,7 @@ class _Space(NamedTuple):
       count += np.bincount(label, minlength=num_classes)
       _add_by_class(total, label, parts)
       _add_by_class(square, label, np.square(parts))
+    count, total, square = (_sum(x, everyone) for x in (count, total, square))
     mean = total / count[:, None]
     spread = square - count[:, None] * np.square(mean)
     pooled = spread.sum(axis=0) / count.sum()
@@ -521,6 +547,15 @@ class _Tails:
     self._floor[label[last]] = distance[last]
     self._label, self._distance = label[keep], distance[keep]
 
+  def share(self, everyone: Everyone) -> None:
+    """Takes the largest of all processes."""
+    if self._new:
+      self._merge()
+    labels, distances = everyone(self._label), everyone(self._distance)
+    self._new = list(zip(labels, distances, strict=True))
+    self._label, self._distance = self._label[:0], self._distance[:0]
+    self._merge()
+
   def padded(self, size: np.ndarray) -> np.ndarray:
     """The size[k] largest, [K, t], each row filled up with NaN."""
     if self._new:
@@ -588,8 +623,21 @@ def _correct(
     yield result, label, (sizes[0], sizes[1])
 
 
+def _sum(rows: np.ndarray, everyone: Everyone) -> np.ndarray:
+  """Of what every process has, [n, ...], in their order; may be in place."""
+  if everyone is alone:
+    return rows
+  # Some rows at a time: of 20,000 classes, one copy for each process is too
+  # much.
+  size = max(_CELLS // max(int(np.prod(rows.shape[1:])), 1), 1)
+  for start in range(0, len(rows), size):
+    part = slice(start, start + size)
+    rows[part] = functools.reduce(np.add, everyone(rows[part]))
+  return rows
+
+
 def _class_means(
-  blocks: Blocks, vector: str
+  blocks: Blocks, vector: str, everyone: Everyone
 ) -> tuple[np.ndarray, np.ndarray, int]:
   """Correct samples per class, [K], their means, [K, D], and L."""
   shift: Any = None
@@ -612,8 +660,24 @@ def _class_means(
       total = np.zeros((num_classes, found.shape[1]))
     count += np.bincount(label, minlength=num_classes)
     total[classes] += found
-  if not len(count):
+  sizes = np.array([[len(count), width, total.shape[1]]])[: len(count)]
+  sizes = np.concatenate(everyone(sizes))
+  if not len(sizes):
     raise types.UserError('no features to fit on: there is no sample')
+  if np.any(sizes != sizes[0]):
+    raise types.UsageError(
+      'features of the processes differ: classes, latent width and vector '
+      f'width are {sizes.tolist()}'
+    )
+  if not len(count):
+    # Of a process without a sample.
+    width = int(sizes[0, 1])
+    count, total = np.zeros(sizes[0, 0], np.int64), np.zeros(sizes[0, [0, 2]])
+  own = np.zeros((0, total.shape[1])) if shift is None else shift[None]
+  shift = np.concatenate(everyone(own))[0]
+  if len(own) and np.any(own[0] != shift):
+    total += count[:, None] * (own[0] - shift)
+  count, total = _sum(count, everyone), _sum(total, everyone)
   # In place: of 20,000 classes, one more copy is gigabytes.
   total /= np.maximum(count, 1)[:, None]
   total += shift
@@ -661,13 +725,14 @@ def _feature_scale(
   count: np.ndarray,
   mav: np.ndarray,
   latent_width: int,
+  everyone: Everyone,
 ) -> tuple[np.ndarray, np.ndarray]:
   """What each coordinate is divided by, [D], and which are dead, [D]."""
   num_classes, width = mav.shape
   scale, dead = np.ones(width), np.zeros(width, bool)
   if scaling == 'none':
     return scale, dead
-  within, overall = _deviations(blocks, vector, count, mav)
+  within, overall = _deviations(blocks, vector, count, mav, everyone)
   chosen = overall if scaling == 'std' else within
   unit = 1.0
   end = num_classes + latent_width
@@ -682,7 +747,11 @@ def _feature_scale(
 
 
 def _deviations(
-  blocks: Blocks, vector: str, count: np.ndarray, mav: np.ndarray
+  blocks: Blocks,
+  vector: str,
+  count: np.ndarray,
+  mav: np.ndarray,
+  everyone: Everyone,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Deviation around the class means and around the mean of all, each [D]."""
   total = count.sum()
@@ -694,6 +763,7 @@ def _deviations(
 
   for found, *_ in _correct(blocks, vector, squares):
     within += found
+  within = _sum(within, everyone)
   center, between = count @ mav / total, np.zeros_like(within)
   # Some classes at a time: a copy of all means can be gigabytes.
   rows = max(_CELLS // len(center), 1)

@@ -1,6 +1,9 @@
 """Fits against LibMR, SciPy, 50-digit arithmetic and plain NumPy."""
 
+import concurrent.futures
+import itertools
 import json
+import threading
 import time
 
 import numpy as np
@@ -211,6 +214,78 @@ def test_stream_equals_memory(generator, block):
   stream = weibull.fit_stream(lambda: blocks, **fields)
   for a, b in zip(whole[1:], stream[1:], strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def _together(parts, **fields):
+  """What each of several threads fits of its blocks, as processes would."""
+  table, met = [None] * len(parts), threading.Barrier(len(parts), timeout=60)
+
+  def fit(i):
+    def everyone(rows):
+      table[i] = rows.copy()
+      met.wait()
+      found = list(table)
+      met.wait()
+      return found
+
+    return weibull.fit_stream(lambda: parts[i], everyone=everyone, **fields)
+
+  with concurrent.futures.ThreadPoolExecutor(len(parts)) as threads:
+    return list(threads.map(fit, range(len(parts))))
+
+
+def _cut(features, *ends):
+  """A block each; of no row where two ends are the same."""
+  return [
+    [types.Features(*(x[a:b] for x in features))]
+    for a, b in itertools.pairwise([0, *ends, len(features.label)])
+  ]
+
+
+@pytest.mark.parametrize('vector', weibull.VECTORS)
+@pytest.mark.parametrize('scaling', weibull.SCALINGS)
+def test_parts_of_several_processes_are_the_whole(generator, vector, scaling):
+  features = _features(generator)
+  error = generator.uniform(0.1, 1, len(features.label))
+  features = features._replace(reconstruction_error=error)
+  fields = {'vector': vector, 'scaling': scaling, 'tail_share': 0.2}
+  whole = weibull.fit(features, **fields)
+  # Uneven; the second has no sample, the last no block.
+  found = _together([*_cut(features, 17, 17, 101), []], **fields)
+  for field, a, b in zip(whole._fields, whole, found[0], strict=True):
+    if field in ('shape', 'loc', 'scale'):
+      # Newton's last digits.
+      np.testing.assert_allclose(a, b, rtol=1e-9, err_msg=field)
+    elif field != 'vector':
+      np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=field)
+  # All of them have the same, bit for bit.
+  for other in found[1:]:
+    for a, b in zip(found[0], other, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_tails_of_several_processes_are_bit_equal(generator):
+  """Of numbers whose sums are exact."""
+  # Powers of two of each class and in each part, so that means are dyadic too.
+  label = np.repeat(np.arange(4), 64)[generator.permutation(256)]
+  features = types.Features(
+    100.0 * np.eye(4)[label],
+    generator.integers(-64, 64, (256, 3)) / 8.0,
+    label,
+  )
+  whole = weibull.fit(features, tail_size=20)
+  for other in _together(_cut(features, 32, 96, 128), tail_size=20):
+    for a, b in zip(whole, other, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_processes_with_other_features_are_an_error(generator):
+  features = _features(generator)
+  narrow = features._replace(latent=features.latent[:, :-1])
+  with pytest.raises(types.UsageError, match='features of the processes diff'):
+    _together([[features], [narrow]], tail_size=20)
+  with pytest.raises(types.UserError, match='no sample'):
+    _together([[], []], tail_size=20)
 
 
 def test_large_offsets_keep_their_digits(generator):
