@@ -102,6 +102,7 @@ def run(
           first, num_steps, steps_per_dispatch, (log_every, checkpoint_every)
         )
         batches = _compiled(engine, placed, order(first), set(counts))
+        sharding.barrier()
         # The first program's steps are not timed.
         enough = first + _STEPS_BEFORE_ESTIMATE + counts[0] - 1
         for count in counts:

@@ -308,7 +308,11 @@ def is_writer() -> bool:
 
 
 def barrier() -> None:
-  """Waits for all processes."""
+  """Waits for all processes, as long as they live.
+
+  Whatever devices do together needs one before it, where a process may be late:
+  on CPU they wait for each other half a minute at first, and no longer.
+  """
   if jax.process_count() > 1:
     distributed.wait(str(next(_numbers)))
 
@@ -345,12 +349,18 @@ def of_writer(tree: Any) -> Any:
   kinds = agreed([(x.shape, x.dtype.name) for x in leaves])
   if not is_writer():
     leaves = [np.zeros(shape, dtype) for shape, dtype in kinds]
-  found = multihost_utils.broadcast_one_to_all([_bytes(x) for x in leaves])
+  told = np.concatenate([_bytes(x) for x in leaves])
+  barrier()
+  told = multihost_utils.broadcast_one_to_all(told)
+  ends = np.cumsum([x.nbytes for x in leaves])
   return jax.tree.unflatten(
     structure,
     [
+      # A copy, since views of bytes may lie askew in memory.
       np.array(x).view(dtype).reshape(shape)
-      for x, (shape, dtype) in zip(found, kinds, strict=True)
+      for x, (shape, dtype) in zip(
+        np.split(told, ends[:-1]), kinds, strict=True
+      )
     ],
   )
 
@@ -372,6 +382,7 @@ def everyones(rows: np.ndarray) -> list[np.ndarray]:
   if jax.process_count() == 1:
     return [rows]
   rows = np.asarray(rows)
+  barrier()
   counts = multihost_utils.process_allgather(np.array(len(rows), np.int32))
   found = [np.empty((n, *rows.shape[1:]), rows.dtype) for n in counts]
   each = max(1, int(np.prod(rows.shape[1:])) * rows.dtype.itemsize)

@@ -1,0 +1,267 @@
+"""One run in several real processes, against the same run in one."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from crosr_jax import sharding
+
+# The main job in small, both ways one after the other; some of it watched.
+_COMMAND = """
+import os, pathlib, signal
+from crosr_jax import cli, distributed
+
+_PROCESSES = cli.define_processes()
+# On a busy machine too; half a minute is for networks.
+distributed._SECONDS_OF_SILENCE = 10
+
+
+def check_doors():
+  import jax.numpy as jnp
+  import numpy as np
+  from crosr_jax import sharding, types, weibull
+
+  index, count = sharding.jax.process_index(), sharding.jax.process_count()
+  # Uneven shares, some of them of nothing; dtypes that JAX would narrow.
+  sharding._MOST_BYTES = 100
+  for n in (1, 7, 33):
+    for dtype in (np.float64, jnp.bfloat16, np.int64, bool):
+      for shape in ((n,), (n, 3), (n, 0), (n, 2, 2)):
+        rows = np.random.default_rng(n).normal(size=shape)
+        rows = (1e9 * rows).astype(dtype)
+        found = sharding.gathered(rows[sharding.share(n)])
+        assert found.dtype == rows.dtype and found.shape == rows.shape
+        assert found.tobytes() == rows.tobytes()
+  told = sharding.agreed({'index': index, 'x': [0.1, None]})
+  assert told == {'index': 0, 'x': [0.1, None]}
+  tree = {'a': np.full(2 + index, index - 0.0), 'b': np.float32(index)}
+  found = sharding.of_writer(tree)
+  assert found['a'].tolist() == [0.0, 0.0] and found['a'].dtype == np.float64
+  assert found['b'] == 0 and found['b'].dtype == np.float32
+  # A streamed fit, each process of its own blocks.
+  generator = np.random.default_rng(0)
+  label = np.arange(301) % 3
+  whole = types.Features(
+    generator.normal(size=(301, 3)) + 6 * np.eye(3)[label],
+    generator.normal(size=(301, 8)),
+    label,
+  )
+  own = types.Features(*(x[sharding.share(301)] for x in whole[:3]))
+  recipe = {'scaling': 'within_class', 'tail_share': 0.2}
+  fitted = weibull.fit_stream(
+    lambda: [own], everyone=sharding.everyones, **recipe
+  )
+  for a, b in zip(fitted[1:], weibull.fit(whole, **recipe)[1:]):
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def die(where):
+  # As if a machine was lost: at a step, before anything of it is saved.
+  import jax
+  from crosr_jax import checkpoint
+
+  process, step = map(int, where.split(':'))
+  save = checkpoint.Checkpoints.save
+
+  def watched(self, at, *args, **kwargs):
+    if jax.process_index() == process and at == step:
+      self.wait()
+      os.kill(os.getpid(), signal.SIGKILL)
+    save(self, at, *args, **kwargs)
+
+  checkpoint.Checkpoints.save = watched
+
+
+def main():
+  processes = cli.processes(_PROCESSES)
+  with distributed.joined(processes):
+    from configs import digits
+    from crosr_jax import pipeline, sharding
+
+    if 'DIE' in os.environ:
+      die(os.environ['DIE'])
+    elif processes:
+      check_doors()
+    for parallel in os.environ['WAYS'].split():
+      config = digits.get_config()
+      config.update_from_flattened_dict({
+        'parallel': parallel, 'model.width': 8, 'model.latent_width': 8,
+        'model.dropout': 0.1, 'model.head_dropout': 0.1,
+        'train.num_steps': 100, 'train.checkpoint_every': 25,
+        'train.log_every': 25, 'train.mixup': 0.2, 'train.keep': 'best',
+        'weibull.tail': '10', 'report.pictures': False,
+      })
+      workdir = pathlib.Path(os.environ['WORKDIR'], parallel)
+      result = pipeline.run(config, 'digits', workdir, workdir)
+      assert bool(result) == sharding.is_writer()
+  print('done', flush=True)
+
+
+cli.run(main)
+"""
+
+
+@pytest.fixture(scope='module')
+def command(tmp_path_factory):
+  path = tmp_path_factory.mktemp('command') / 'command.py'
+  path.write_text(_COMMAND)
+  return path
+
+
+def _free_port():
+  with socket.socket() as found:
+    found.bind(('127.0.0.1', 0))
+    return found.getsockname()[1]
+
+
+def _start(command, workdir, count, devices, ways=sharding.PARALLEL, **more):
+  """`count` processes of the same run."""
+  from conftest import COMMAND_ENVIRONMENT
+
+  environment = {
+    **COMMAND_ENVIRONMENT,
+    'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+    '--xla_backend_optimization_level=1',
+    'WORKDIR': str(workdir),
+    'WAYS': ' '.join(ways),
+    **more,
+  }
+  address = f'--coordinator_address=127.0.0.1:{_free_port()}'
+  return [
+    subprocess.Popen(
+      [
+        *(sys.executable, str(command), address),
+        *(f'--num_processes={count}', f'--process_id={i}'),
+      ],
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+
+
+def _ended(processes, limit=600):
+  """Code, stdout and stderr of each."""
+  try:
+    found = [process.communicate(timeout=limit) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  codes = [process.returncode for process in processes]
+  return [
+    (code, out, err) for code, (out, err) in zip(codes, found, strict=True)
+  ]
+
+
+def _run(*args, **more):
+  for code, out, err in _ended(_start(*args, **more)):
+    assert code == 0 and 'done' in out, err
+
+
+@pytest.fixture(scope='module')
+def alone(command, tmp_path_factory):
+  """Workdir of the run in one process, on one device."""
+  workdir = tmp_path_factory.mktemp('alone')
+  _run(command, workdir, 1, 1, ('shard_map',))
+  return workdir / 'shard_map'
+
+
+def _numbers(value, where=''):
+  """'a.b[0]' -> each number and text of a report but times and devices."""
+  if isinstance(value, dict):
+    value = {f'.{k}': v for k, v in value.items()}
+  elif isinstance(value, list):
+    value = {f'[{i}]': v for i, v in enumerate(value)}
+  else:
+    return {where: value}
+  found = {}
+  for k, v in value.items():
+    if k not in ('.seconds', '.images_per_second', '.device', '.parallel'):
+      found |= _numbers(v, where + k)
+  return found
+
+
+def _difference(workdir, expected):
+  """The largest of all numbers that a run leaves, relative to 1 or more."""
+  largest = {}
+  for name in ('weights', 'fitted', 'features'):
+    with (
+      np.load(workdir / f'{name}.npz') as a,
+      np.load(expected / f'{name}.npz') as b,
+    ):
+      assert a.files == b.files
+      for key in a.files:
+        assert a[key].shape == b[key].shape and a[key].dtype == b[key].dtype
+        if a[key].dtype.kind == 'f':
+          found = np.abs(a[key] - b[key]) / np.maximum(np.abs(b[key]), 1)
+          largest[f'{name}/{key}'] = found.max(initial=0)
+        else:
+          # Order and labels.
+          np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+  a, b = (
+    _numbers(json.loads((x / 'report.json').read_text()))
+    for x in (workdir, expected)
+  )
+  assert a.keys() == b.keys()
+  for key in a:
+    if isinstance(a[key], float):
+      largest[key] = abs(a[key] - b[key])
+    else:
+      assert a[key] == b[key], key
+  return max((found, key) for key, found in largest.items())
+
+
+@pytest.mark.parametrize(('count', 'devices'), [(2, 2), (4, 1)])
+def test_processes_end_where_one_ends(
+  command, alone, tmp_path, count, devices, record_property
+):
+  """The two of uneven shares: 533 unknown digits, say."""
+  _run(command, tmp_path, count, devices)
+  for parallel in sharding.PARALLEL:
+    workdir = tmp_path / parallel
+    difference, where = _difference(workdir, alone)
+    record_property(f'largest difference, {parallel}', f'{difference} {where}')
+    assert difference < 1e-5, where
+    log = (workdir / 'run.log').read_text()
+    assert f'on {count * devices} x cpu' in log
+    # One of them writes.
+    assert log.count('writing the report') == 1
+    assert len(list((workdir / 'tensorboard').iterdir())) == 1
+
+
+def test_a_lost_process_ends_the_others_and_any_number_goes_on(
+  command, alone, tmp_path
+):
+  way = ('pmap',)
+  workdir = tmp_path / 'pmap'
+  steps = workdir / 'digests'
+  first, lost = _start(command, tmp_path, 2, 1, way, DIE='1:50')
+  assert lost.wait(timeout=600) == -signal.SIGKILL
+  begin = time.monotonic()
+  ((code, out, err), _) = _ended([first, lost])
+  assert time.monotonic() - begin < 60
+  assert code == 1 and 'done' not in out
+  (told,) = [x for x in err.splitlines() if x.startswith('error: ')]
+  assert re.match('error: process 1: nothing was heard of it for 10 s', told)
+  assert err.strip().splitlines()[-1] == told and 'Traceback' not in err
+  assert (steps / '25.json').exists()
+  # One goes on, and is lost too; then two again.
+  ((code, _, _),) = _ended(_start(command, tmp_path, 1, 1, way, DIE='0:100'))
+  assert code == -signal.SIGKILL and (steps / '75.json').exists()
+  _run(command, tmp_path, 2, 1, way)
+  difference, where = _difference(workdir, alone)
+  assert difference < 1e-5, where
+  log = (workdir / 'run.log').read_text()
+  found = re.findall(r'restored the checkpoint of step (\d+)', log)
+  assert found[0] in ('25', '50') and found[1] == '75'
