@@ -1,5 +1,6 @@
 """Splits, held-out parts, noise, batches."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -181,6 +182,31 @@ def test_order_is_a_function_of_seed_and_step(step):
   for (a, i), (b, j) in zip(whole, resumed, strict=True):
     np.testing.assert_array_equal(a.image, b.image)
     np.testing.assert_array_equal(i, j)
+
+
+@pytest.mark.parametrize('ends', [(0, 10, 20), (0, 7, 7, 20)])
+def test_shares_are_the_batch_and_no_other_row_is_read(ends):
+  class Watched(np.ndarray):
+    def __getitem__(self, key):
+      read.append(np.array(key))
+      return np.asarray(self)[key]
+
+  read = []
+  label = np.arange(50, dtype=np.int32) % 5
+  image = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
+  whole, index = next(
+    batches.training(splits.Labelled(image, label), 20, 0, first_step=3)
+  )
+  samples = splits.Labelled(image.view(Watched), label)
+  parts = [
+    next(batches.training(samples, 20, 0, first_step=3, share=slice(a, b)))
+    for a, b in itertools.pairwise(ends)
+  ]
+  for field in range(3):
+    together = np.concatenate([part[field] for part, _ in parts])
+    np.testing.assert_array_equal(together, whole[field])
+  np.testing.assert_array_equal(np.concatenate([i for _, i in parts]), index)
+  np.testing.assert_array_equal(np.concatenate(read), index)
 
 
 def test_batch_larger_than_the_data():

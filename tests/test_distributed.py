@@ -25,6 +25,7 @@ _PROCESSES = cli.define_processes()
 def main():
   processes = cli.processes(_PROCESSES)
   from crosr_jax import distributed, types
+  distributed._SECONDS_OF_SILENCE = int(os.environ.get('SILENCE', 30))
   with distributed.joined(processes):
     import jax
     import numpy as np
@@ -41,8 +42,8 @@ def main():
       flush=True,
     )
     what = os.environ.get('WHAT')
-    if what == 'fail' and index == 1:
-      raise types.UsageError('a mistake of process 1')
+    if what == f'fail {index}':
+      raise types.UsageError(f'a mistake of process {index}')
     if what:
       time.sleep(600)
 
@@ -150,43 +151,43 @@ def test_two_processes_find_each_other_in_slurm(command, environment):
     assert _SEEN in out and 'told by SLURM' in err
 
 
-def test_a_process_that_fails_leaves_at_once_and_is_killed_at_once(
-  command, environment
-):
-  """JAX alone would wait 300 s for the others, and not hear SIGTERM at all."""
-  first, second = _pair(command, environment, WHAT='fail')
+@pytest.mark.parametrize('fails', [0, 1])
+def test_a_process_that_fails_tells_the_others_why(command, environment, fails):
+  """JAX alone would wait 300 s for the others, which compute on."""
+  started = _pair(command, environment, WHAT=f'fail {fails}')
   try:
-    assert _first_line(first) == _SEEN
+    assert _first_line(started[0]) == _SEEN
     begin = time.monotonic()
-    code, _, err = _ended(second, limit=90)
-    assert code == 2 and _last_line(err) == 'error: a mistake of process 1'
-    first.send_signal(signal.SIGTERM)
-    assert _ended(first, limit=90)[0] == -signal.SIGTERM
-    assert time.monotonic() - begin < 90
+    ended = [_ended(process, limit=90) for process in started]
+    assert time.monotonic() - begin < 60
+    told = [_last_line(err) for _, _, err in ended]
+    # With the same code: a mistake is not tried again.
+    assert [code for code, _, _ in ended] == [2, 2]
+    assert told[fails] == f'error: a mistake of process {fails}'
+    assert told[1 - fails] == f'error: process {fails}: ' + told[fails][7:]
+    assert all(err.count('error:') == 1 for _, _, err in ended)
   finally:
-    for process in (first, second):
+    for process in started:
       process.kill()
 
 
-def test_the_main_job_says_that_it_is_one_process_as_yet(environment, tmp_path):
-  address = f'--coordinator_address=127.0.0.1:{_free_port()}'
-  started = [
-    _start(
-      ['-m', 'crosr_jax.main'],
-      environment,
-      f'--config={ROOT}/configs/digits.py',
-      f'--workdir={tmp_path / "run"}',
-      address,
-      '--num_processes=2',
-      f'--process_id={i}',
+def test_a_process_that_is_killed_is_missed(command, environment):
+  """JAX alone would not hear SIGTERM at all."""
+  first, second = _pair(command, environment, WHAT='sleep', SILENCE='5')
+  try:
+    assert _first_line(first) == _SEEN
+    second.send_signal(signal.SIGTERM)
+    assert _ended(second, limit=90)[0] == -signal.SIGTERM
+    begin = time.monotonic()
+    code, _, err = _ended(first, limit=90)
+    assert 3 < time.monotonic() - begin < 60
+    assert code == 1 and err.count('error:') == 1
+    assert _last_line(err).startswith(
+      'error: process 1: nothing was heard of it for 5 s'
     )
-    for i in range(2)
-  ]
-  for process in started:
-    code, _, err = _ended(process)
-    assert code == 1, err
-    assert 'a run is one process as yet' in _last_line(err)
-  assert not (tmp_path / 'run').exists()
+  finally:
+    for process in (first, second):
+      process.kill()
 
 
 def test_where_nobody_answers_one_line_says_so(command, environment):
