@@ -32,8 +32,9 @@ TIMEOUT = 300
 _SECONDS_MORE_FOR_JAX = 60
 _SECONDS_FOR_METADATA = 5
 # A process of which nothing is heard for so long is gone; JAX itself would wait
-# 100 s, and then end the others with a page of C++.
-_SECONDS_OF_SILENCE = 30
+# 100 s, and then end the others with a page of C++. Not less: a machine
+# that has too much to do must not look lost.
+_SECONDS_OF_SILENCE = 60
 _SECONDS_BETWEEN_BEATS = 1
 # Others live as long as they compute: whoever waits for them has no limit of
 # its own.
@@ -112,7 +113,7 @@ def joined(processes: Processes | None) -> Iterator[None]:
 
   They end together. A process that fails tells the others why and leaves: else
   JAX would let it wait minutes for them, which wait for it. One that is killed
-  can tell nothing; it is missed after half a minute. Either way each of the
+  can tell nothing; it is missed after a minute. Either way each of the
   others ends with one line and the same exit code. Only where process 0 is
   killed, which all of them hang on, JAX ends them itself, at once.
 

@@ -25,7 +25,7 @@ _PROCESSES = cli.define_processes()
 def main():
   processes = cli.processes(_PROCESSES)
   from crosr_jax import distributed, types
-  distributed._SECONDS_OF_SILENCE = int(os.environ.get('SILENCE', 30))
+  distributed._SECONDS_OF_SILENCE = int(os.environ.get('SILENCE', 60))
   with distributed.joined(processes):
     import jax
     import numpy as np

@@ -20,8 +20,7 @@ import os, pathlib, signal
 from crosr_jax import cli, distributed
 
 _PROCESSES = cli.define_processes()
-# On a busy machine too; half a minute is for networks.
-distributed._SECONDS_OF_SILENCE = 10
+distributed._SECONDS_OF_SILENCE = int(os.environ.get('SILENCE', 60))
 
 
 def check_doors():
@@ -246,14 +245,14 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
   way = ('pmap',)
   workdir = tmp_path / 'pmap'
   steps = workdir / 'digests'
-  first, lost = _start(command, tmp_path, 2, 1, way, DIE='1:50')
+  first, lost = _start(command, tmp_path, 2, 1, way, DIE='1:50', SILENCE='15')
   assert lost.wait(timeout=600) == -signal.SIGKILL
   begin = time.monotonic()
   ((code, out, err), _) = _ended([first, lost])
-  assert time.monotonic() - begin < 60
+  assert time.monotonic() - begin < 120
   assert code == 1 and 'done' not in out
   (told,) = [x for x in err.splitlines() if x.startswith('error: ')]
-  assert re.match('error: process 1: nothing was heard of it for 10 s', told)
+  assert re.match('error: process 1: nothing was heard of it for 15 s', told)
   assert err.strip().splitlines()[-1] == told and 'Traceback' not in err
   assert (steps / '25.json').exists()
   # One goes on, and is lost too; then two again.
