@@ -475,11 +475,10 @@ def _exit_code(error: BaseException) -> int:
 
 def _is_of_others(error: BaseException) -> bool:
   """Whether it may come of another process, which computed with this one."""
-  import jax
-
-  own = ('RESOURCE_EXHAUSTED', 'INVALID_ARGUMENT')
-  is_of_jax = isinstance(error, jax.errors.JaxRuntimeError)
-  return is_of_jax and not any(word in str(error) for word in own)
+  # JAX raises either, with a status of XLA; others are this process's own.
+  words = 'UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED'
+  is_of_jax = isinstance(error, RuntimeError | ValueError)
+  return is_of_jax and bool(re.search(rf'\b({words}): ', str(error)))
 
 
 def _leave(code: int) -> None:

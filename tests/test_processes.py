@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,9 +13,11 @@ from conftest import ROOT
 
 from crosr_jax import sharding
 
-# The main job in small, both ways one after the other; some of it watched.
+# The main job in small, both ways one after the other; or a training of next to
+# nothing, in which one is lost.
 _COMMAND = """
-import os, pathlib, signal
+import itertools, os, pathlib, signal
+from typing import Any, NamedTuple
 from crosr_jax import cli, distributed
 
 _PROCESSES = cli.define_processes()
@@ -62,21 +63,40 @@ def check_doors():
     np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
-def die(where):
-  # As if a machine was lost: at a step, before anything of it is saved.
+class State(NamedTuple):
+  step: Any
+  w: Any
+
+
+def train(parallel, workdir, lost):
   import jax
-  from crosr_jax import checkpoint
+  import numpy as np
+  from crosr_jax import loop, sharding
 
-  process, step = map(int, where.split(':'))
-  save = checkpoint.Checkpoints.save
+  def step(state, batch):
+    w = state.w * 0.9 + jax.lax.pmean(batch.mean(), 'batch')
+    return State(state.step + 1, w), {'loss': w[0]}
 
-  def watched(self, at, *args, **kwargs):
-    if jax.process_index() == process and at == step:
-      self.wait()
-      os.kill(os.getpid(), signal.SIGKILL)
-    save(self, at, *args, **kwargs)
+  def order(first):
+    for i in itertools.count(first):
+      # As if its machine was lost.
+      if f'{jax.process_index()}:{i}' == lost:
+        os.kill(os.getpid(), signal.SIGKILL)
+      yield np.arange(i, i + 8, dtype=np.float32)[sharding.share(8)]
 
-  checkpoint.Checkpoints.save = watched
+  found = loop.run(
+    sharding.engine(step, parallel=parallel),
+    State(np.zeros((), np.int32), np.zeros(2, np.float32)),
+    order,
+    workdir,
+    loop.Words('training', ('loss',), ''),
+    num_steps=100,
+    batch_size=8,
+    log_every=25,
+    checkpoint_every=25,
+    keep_checkpoints=3,
+  )
+  print('w', *found.state.w.tolist(), flush=True)
 
 
 def main():
@@ -85,11 +105,13 @@ def main():
     from configs import digits
     from crosr_jax import pipeline, sharding
 
-    if 'DIE' in os.environ:
-      die(os.environ['DIE'])
-    elif processes:
+    if processes and 'LOST' not in os.environ:
       check_doors()
     for parallel in os.environ['WAYS'].split():
+      workdir = pathlib.Path(os.environ['WORKDIR'], parallel)
+      if 'LOST' in os.environ:
+        train(parallel, workdir, os.environ['LOST'])
+        continue
       config = digits.get_config()
       config.update_from_flattened_dict({
         'parallel': parallel, 'model.width': 8, 'model.latent_width': 8,
@@ -98,7 +120,6 @@ def main():
         'train.log_every': 25, 'train.mixup': 0.2, 'train.keep': 'best',
         'weibull.tail': '10', 'report.pictures': False,
       })
-      workdir = pathlib.Path(os.environ['WORKDIR'], parallel)
       result = pipeline.run(config, 'digits', workdir, workdir)
       assert bool(result) == sharding.is_writer()
   print('done', flush=True)
@@ -239,28 +260,33 @@ def test_processes_end_where_one_ends(
     assert len(list((workdir / 'tensorboard').iterdir())) == 1
 
 
+@pytest.mark.parametrize('parallel', sharding.PARALLEL)
 def test_a_lost_process_ends_the_others_and_any_number_goes_on(
-  command, alone, tmp_path
+  command, tmp_path, parallel
 ):
-  way = ('pmap',)
-  workdir = tmp_path / 'pmap'
-  steps = workdir / 'digests'
-  first, lost = _start(command, tmp_path, 2, 1, way, DIE='1:50', SILENCE='15')
-  assert lost.wait(timeout=600) == -signal.SIGKILL
-  begin = time.monotonic()
-  ((code, out, err), _) = _ended([first, lost])
-  assert time.monotonic() - begin < 120
+  digests, way = tmp_path / parallel / 'digests', (parallel,)
+  started = _start(command, tmp_path, 2, 1, way, LOST='1:60', SILENCE='10')
+  (code, out, err), (lost, _, _) = _ended(started)
+  assert lost == -signal.SIGKILL
   assert code == 1 and 'done' not in out
-  (told,) = [x for x in err.splitlines() if x.startswith('error: ')]
-  assert re.match('error: process 1: nothing was heard of it for 15 s', told)
-  assert err.strip().splitlines()[-1] == told and 'Traceback' not in err
-  assert (steps / '25.json').exists()
+  assert err.count('error: ') == 1 and 'Traceback' not in err
+  assert (
+    err.strip()
+    .splitlines()[-1]
+    .startswith('error: process 1: nothing was heard of it for 10 s')
+  )
+  assert sorted(x.name for x in digests.iterdir()) == ['25.json', '50.json']
   # One goes on, and is lost too; then two again.
-  ((code, _, _),) = _ended(_start(command, tmp_path, 1, 1, way, DIE='0:100'))
-  assert code == -signal.SIGKILL and (steps / '75.json').exists()
-  _run(command, tmp_path, 2, 1, way)
-  difference, where = _difference(workdir, alone)
-  assert difference < 1e-5, where
-  log = (workdir / 'run.log').read_text()
-  found = re.findall(r'restored the checkpoint of step (\d+)', log)
-  assert found[0] in ('25', '50') and found[1] == '75'
+  (found,) = _ended(_start(command, tmp_path, 1, 1, way, LOST='0:80'))
+  assert found[0] == -signal.SIGKILL
+  assert 'restored the checkpoint of step 50' in found[2]
+  w = 0.0
+  for i in range(100):
+    w = 0.9 * w + i + 3.5
+  for i, (code, out, err) in enumerate(
+    _ended(_start(command, tmp_path, 2, 1, way, LOST=''))
+  ):
+    assert code == 0, err
+    assert ('restored the checkpoint of step 75' in err) == (i == 0)
+    told = re.search(r'^w (.*)$', out, re.MULTILINE)[1].split()
+    np.testing.assert_allclose([float(x) for x in told], [w, w], rtol=1e-6)
