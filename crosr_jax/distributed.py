@@ -133,7 +133,7 @@ def joined(processes: Processes | None) -> Iterator[None]:
   except BaseException as error:
     if _is_of_others(error):
       # What is wrong there is the line to end with, and the watch will say it.
-      time.sleep(_SECONDS_OF_SILENCE + 3 * _SECONDS_BETWEEN_BEATS)
+      watch.wait_for_others()
     watch.tell(error)
     # The last to be registered is the first to run, before JAX's own.
     atexit.register(watch.leave, _exit_code(error))
@@ -179,6 +179,7 @@ class _Watch(threading.Thread):
 
     self._index = int(distributed.global_state.process_id)
     self._over = threading.Event()
+    self._is_leaving = threading.Event()
     self._beat = 0
     # What was last heard of each process, and when.
     now = time.monotonic()
@@ -195,6 +196,14 @@ class _Watch(threading.Thread):
 
   def stop(self) -> None:
     self._over.set()
+
+  def wait_for_others(self) -> None:
+    """Until another process is known to have failed, if it is seen at all.
+
+    Then this one ends here.
+    """
+    if self._is_leaving.wait(_SECONDS_OF_SILENCE + 8 * _SECONDS_BETWEEN_BEATS):
+      self.join()
 
   def tell(self, error: BaseException) -> None:
     """Tells the others that this process fails, and why."""
@@ -221,6 +230,7 @@ class _Watch(threading.Thread):
     for key, text in client().key_value_dir_get('crosr_jax/failed/'):
       if self._over.is_set():
         return
+      self._is_leaving.set()
       code, _, reason = text.partition(' ')
       logging.error('error: process %s: %s', key.rpartition('/')[2], reason)
       self.leave(int(code))

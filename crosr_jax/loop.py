@@ -61,7 +61,8 @@ def run(
   Checkpoints are written while the steps go on. Several processes begin with
   the state of the one that writes them. Whatever moves between host and
   devices in the loop without saying so is an error of JAX. SIGTERM, where a
-  command listens to it, saves a checkpoint of the step that is being taken.
+  command listens to it, saves a checkpoint of the step that is being taken; of
+  several processes, of the next step that has a row, whichever was asked.
 
   Args:
     engine: of one step.
@@ -118,9 +119,10 @@ def run(
               show(step)
             if before < enough <= step:
               journal.estimate(num_steps - step)
-            is_last = is_ending()
-            if not is_row and not is_last:
-              continue
+          is_last = sharding.anyone(is_ending(), now=is_row)
+          if not is_row and not is_last:
+            continue
+          with jax.transfer_guard('disallow'):
             # Looks at the metrics before anything is saved.
             journal.look()
             if is_due or is_last:

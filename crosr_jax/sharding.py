@@ -365,6 +365,16 @@ def of_writer(tree: Any) -> Any:
   )
 
 
+def anyone(flag: bool, *, now: bool) -> bool:
+  """Whether it is true in any process; several of them look only `now`.
+
+  All must come with the same `now`.
+  """
+  if jax.process_count() == 1:
+    return flag
+  return now and any(x.any() for x in everyones(np.array([flag])))
+
+
 def share(count: int) -> slice:
   """Which of `count` rows are this process's.
 

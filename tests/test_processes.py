@@ -287,6 +287,8 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
     _ended(_start(command, tmp_path, 2, 1, way, LOST=''))
   ):
     assert code == 0, err
-    assert ('restored the checkpoint of step 75' in err) == (i == 0)
+    # What was being written when it was lost may be missing.
+    restored = re.search('restored the checkpoint of step (50|75)', err)
+    assert bool(restored) == (i == 0)
     told = re.search(r'^w (.*)$', out, re.MULTILINE)[1].split()
     np.testing.assert_allclose([float(x) for x in told], [w, w], rtol=1e-6)
