@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from crosr_jax import files, types
+from crosr_jax import bucket, files, types
 
 
 class Checkpoints:
@@ -169,6 +169,7 @@ class Checkpoints:
     for path in self._digests.glob('*.json'):
       if not (self._steps / path.stem).exists():
         path.unlink()
+    bucket.put(self._steps)
 
   def _write(self, step: int, state: dict[str, Any], log: dict) -> None:
     saved = self._manager.save(

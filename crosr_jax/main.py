@@ -9,14 +9,14 @@ overridden by --config.<field>=VALUE. The report is <workdir>/report.html.
 
 from absl import flags
 
-from crosr_jax import cli
+from crosr_jax import bucket, cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   '',
-  'folder of the run, for checkpoints and report; default '
-  'runs/<file>[-<variant>][-split<k>]',
+  'folder of the run, for checkpoints and report, gs://bucket/path too; '
+  'default runs/<file>[-<variant>][-split<k>]',
 )
 _DATA_DIR = cli.define_data_dir()
 
@@ -28,7 +28,9 @@ def main() -> None:
   from crosr_jax.report import terminal
 
   name = cli.run_name(_CONFIG.value)
-  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
+  workdir = cli.folder(
+    'workdir', _WORKDIR.value or f'runs/{name}', bucket.workdir
+  )
   result = pipeline.run(
     _CONFIG.value, name, workdir, cli.path_of_data(_DATA_DIR)
   )

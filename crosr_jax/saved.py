@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from crosr_jax import extension, files, types
+from crosr_jax import bucket, extension, files, types
 
 FORMAT = 3
 _AGAIN = 'run the main job again in this workdir, which trains nothing anew'
@@ -74,6 +74,7 @@ def save(
   files.write_text(
     workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
   )
+  bucket.put(workdir)
 
 
 def load(workdir: pathlib.Path) -> Saved:
@@ -137,6 +138,7 @@ def save_added(
     )
   arrays = added._asdict() | {'fitted_sha256': fitted_sha256}
   _write(workdir / 'added.npz', arrays)
+  bucket.put(workdir)
 
 
 def load_added(
