@@ -16,6 +16,7 @@ Layout of the cache: <bucket>%2F<path>/, a folder for each; in that of a workdir
 
 import base64
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -258,14 +259,15 @@ class _Mirror:
       for blob in blobs
     }
     there = {n: x for n, x in there.items() if self._is_wanted(n)}
-    found = {name: blob.crc32c for name, blob in there.items()}
+    found = {name: _told(blob) for name, blob in there.items()}
     if marker and marker not in there:
       return found
     here = self._here()
     wanted = [
       name
-      for name, crc in found.items()
-      if here.get(name) != crc and not (name in here and noted.get(name) == crc)
+      for name, told in found.items()
+      if name not in here
+      or (noted.get(name) != told and not self._is_as(name, told))
     ]
     both = [n for n in wanted if n in here and noted.get(n, here[n]) != here[n]]
     if both:
@@ -282,19 +284,22 @@ class _Mirror:
       )
     for name in _in_order(wanted):
       self._download(name, there[name])
-    for name, crc in noted.items():
-      if name not in there and self._is_wanted(name) and here.get(name) == crc:
+    for name, told in noted.items():
+      if name not in there and self._is_wanted(name) and here.get(name) == told:
         (self.local / name).unlink(missing_ok=True)
-    return found
+    return {
+      name: told if _is_md5(told) else self._checksum(name)
+      for name, told in found.items()
+    }
 
   def _download(self, name: str, blob: Any) -> None:
     def download() -> None:
       with files.aside(self.local / name) as file:
         blob.download_to_file(file, raw_download=True, retry=None)
 
-    expected = blob.crc32c
+    told = _told(blob)
     self._plain('read', download, of=name)
-    if _crc32c(self.local / name) != expected:
+    if not self._is_as(name, told):
       raise types.UserError(
         f'{self.url}/{name} was changed while it was read; run the same '
         'command again'
@@ -307,10 +312,11 @@ class _Mirror:
       blob = self._bucket.blob(self._key(name))
       kind = 'application/octet-stream'
       if path.stat().st_size <= _SMALL:
-        blob.upload_from_string(path.read_bytes(), kind, retry=None)
+        data = path.read_bytes()
+        blob.upload_from_string(data, kind, checksum='md5', retry=None)
       else:
-        blob.upload_from_filename(str(path), kind, retry=None)
-      return blob.crc32c
+        blob.upload_from_filename(str(path), kind, checksum='md5', retry=None)
+      return blob.md5_hash
 
     self._base[name] = self._noted[name] = self._plain('written', upload)
 
@@ -348,15 +354,21 @@ class _Mirror:
         # A checkpoint counts when it has its digests.
         step = _CHECKPOINT.fullmatch(name)
         if not step or f'{step[1] or ""}digests/{step[2]}.json' in paths:
-          found[name] = self._checksum(name, path)
+          found[name] = self._checksum(name)
     return found
 
-  def _checksum(self, name: str, path: pathlib.Path) -> str:
+  def _checksum(self, name: str) -> str:
+    path = self.local / name
     stat = path.stat()
     told = (stat.st_size, stat.st_mtime_ns)
     if name not in self._known or self._known[name][0] != told:
-      self._known[name] = (told, _crc32c(path))
+      self._known[name] = (told, _md5(path))
     return self._known[name][1]
+
+  def _is_as(self, name: str, told: str) -> bool:
+    """Whether a local file is what the bucket tells of its own."""
+    path = self.local / name
+    return (self._checksum(name) if _is_md5(told) else _crc32c(path)) == told
 
   def _is_wanted(self, name: str) -> bool:
     if name.endswith('/') or _is_passing(name):
@@ -473,15 +485,41 @@ def _is_passing(name: str) -> bool:
   )
 
 
+def _told(blob: Any) -> str:
+  """What the bucket tells of a file: MD5 but where it was put together there.
+
+  CRC32C alone will not do: files of checkpoints end in their own, and so all
+  have the same.
+  """
+  return blob.md5_hash or f'{blob.size}:{blob.crc32c}'
+
+
+def _is_md5(told: str) -> bool:
+  return ':' not in told
+
+
+def _md5(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return _text(hashlib.file_digest(file, _new_md5).digest())
+
+
+def _new_md5() -> Any:
+  return hashlib.md5(usedforsecurity=False)
+
+
 def _crc32c(path: pathlib.Path) -> str:
-  """As the bucket tells it."""
+  """Size and CRC32C, as `_told`."""
   import google_crc32c
 
   checksum = google_crc32c.Checksum()
   with path.open('rb') as file:
     while chunk := file.read(2**20):
       checksum.update(chunk)
-  return base64.b64encode(checksum.digest()).decode()
+    return f'{file.tell()}:{_text(checksum.digest())}'
+
+
+def _text(digest: bytes) -> str:
+  return base64.b64encode(digest).decode()
 
 
 def _first(error: BaseException) -> str:
