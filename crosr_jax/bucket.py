@@ -286,7 +286,7 @@ class _Mirror:
       self._download(name, there[name])
     for name, told in noted.items():
       if name not in there and self._is_wanted(name) and here.get(name) == told:
-        (self.local / name).unlink(missing_ok=True)
+        self._unlink(self.local / name)
     return {
       name: told if _is_md5(told) else self._checksum(name)
       for name, told in found.items()
@@ -304,6 +304,13 @@ class _Mirror:
         f'{self.url}/{name} was changed while it was read; run the same '
         'command again'
       )
+
+  def _unlink(self, path: pathlib.Path) -> None:
+    """With the folders that hold nothing else."""
+    path.unlink(missing_ok=True)
+    while path.parent != self.local and not any(path.parent.iterdir()):
+      path = path.parent
+      path.rmdir()
 
   def _upload(self, name: str) -> None:
     path = self.local / name
@@ -371,9 +378,7 @@ class _Mirror:
     return (self._checksum(name) if _is_md5(told) else _crc32c(path)) == told
 
   def _is_wanted(self, name: str) -> bool:
-    if name.endswith('/') or _is_passing(name):
-      return False
-    return not self._names or name in self._names
+    return not _is_passing(name) and (not self._names or name in self._names)
 
   def _plain(self, what: str, call: Callable[[], _T], of: str = '') -> _T:
     """Calls, again where that may help; what fails is a UserError of a line."""
@@ -477,10 +482,12 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _is_passing(name: str) -> bool:
-  """Whether it is a file of this machine alone: unfinished, hidden, damaged."""
+  """Whether it is of one side alone: unfinished, hidden, damaged, no path."""
   parts = name.split('/')
   return any(
-    part.startswith('.') or part == 'damaged' or '.orbax-checkpoint-tmp' in part
+    part in ('', 'damaged')
+    or part.startswith('.')
+    or '.orbax-checkpoint-tmp' in part
     for part in parts
   )
 

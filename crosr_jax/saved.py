@@ -106,7 +106,8 @@ def load_info(workdir: pathlib.Path) -> dict[str, Any]:
     info = dict(json.loads(path.read_text()))
   except FileNotFoundError:
     raise types.UserError(
-      f'{path} is missing: no finished run; run the main job in this workdir'
+      f'{bucket.named(path)} is missing: no finished run; run the main job in '
+      'this workdir'
     ) from None
   except (TypeError, ValueError):
     raise types.UserError(f'{path} is damaged; {_AGAIN}') from None
