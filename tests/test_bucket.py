@@ -1,6 +1,6 @@
 """Folders of a bucket, against a server that speaks its protocol."""
 
-import http
+import http.server
 import itertools
 import json
 import logging
@@ -61,14 +61,18 @@ class _Server:
 
 
 @pytest.fixture
+def impatient(monkeypatch):
+  """Nobody should wait for what fails for good."""
+  monkeypatch.setattr(bucket, '_PATIENCE', {'read': 0.05, 'written': 0.05})
+
+
+@pytest.fixture
 def server(monkeypatch, tmp_path):
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
   monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://127.0.0.1:{port}')
   monkeypatch.setenv('CROSR_JAX_CACHE', str(tmp_path / 'cache'))
-  # Nobody should wait for a test of what fails.
-  monkeypatch.setattr(bucket, '_PATIENCE', {'read': 0.3, 'written': 0.3})
   monkeypatch.setattr(bucket, '_FIRST_WAIT', 0.02)
   found = _Server(f'http://127.0.0.1:{port}')
   handle = emulator.Router.handle
@@ -86,6 +90,9 @@ def server(monkeypatch, tmp_path):
     return request.end_headers()
 
   monkeypatch.setattr(emulator.Router, 'handle', listen)
+  # One at a time, it would wait for who keeps a connection open.
+  threads = http.server.ThreadingHTTPServer
+  monkeypatch.setattr(emulator.server, 'HTTPServer', threads)
   logging.getLogger('gcp_storage_emulator').setLevel(logging.CRITICAL)
   with emulator.create_server(
     '127.0.0.1', port, in_memory=True, default_bucket='models'
@@ -144,8 +151,7 @@ def test_checkpoints_go_up_and_are_pruned(server, tmp_path):
 
 
 def _uploads(server):
-  found = [x for x in server.asked if x.startswith('POST /upload')]
-  return [x.partition('&name=')[2].replace('%2F', '/') for x in found]
+  return [x for x in server.asked if x.startswith('POST /upload')]
 
 
 def test_what_makes_it_count_goes_last(server):
@@ -168,7 +174,7 @@ def test_what_makes_it_count_goes_last(server):
   assert [
     x.partition(' ')[0] for x in server.asked if not x.startswith('GET')
   ] == ['DELETE', 'POST', 'POST']
-  assert _uploads(server) == ['runs/x/weights.npz', 'runs/x/model.json']
+  assert _order(server)[-2:] == ['runs/x/weights.npz', 'runs/x/model.json']
 
 
 def _order(server):
@@ -177,39 +183,86 @@ def _order(server):
   return [b.name for b in sorted(blobs, key=lambda b: b.generation)]
 
 
-def test_broken_off_at_any_request(server, tmp_path, caplog):
-  """What is in the bucket is whole, and what is missing goes up later."""
-  server.fails = lambda count, asked: 0
-  bucket.workdir(_URL)
-  done = False
+def _write(workdir, version):
+  """A checkpoint and a model, as far as a bucket knows them."""
+  shutil.rmtree(workdir / 'checkpoints', ignore_errors=True)
+  shutil.rmtree(workdir / 'digests', ignore_errors=True)
+  for name in ('a', 'b', 'c/d'):
+    path = workdir / 'checkpoints' / version / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(version + name)
+  (workdir / 'digests').mkdir()
+  for name in (f'digests/{version}.json', 'weights.npz', 'model.json'):
+    (workdir / name).write_text(version)
+
+
+def _check_whole(server):
+  """What counts has all that it tells of; returns what counts."""
+  there = {
+    name: server.read(f'runs/x/{name}').decode()
+    for name in server.names('runs/x/')
+  }
+  steps = {n for n in there if n.startswith('digests/')}
+  for step in steps:
+    version = there[step]
+    for name in ('a', 'b', 'c/d'):
+      assert there[f'checkpoints/{version}/{name}'] == version + name
+  if 'model.json' in there:
+    assert there['weights.npz'] == there['model.json']
+  return {there[step] for step in steps}, there.get('model.json')
+
+
+def test_broken_off_at_any_request(server, tmp_path, impatient):
+  """What counts in the bucket is whole, and what is missing goes up later."""
+  seen, is_done = set(), False
   for i in itertools.count():
     for name in server.names():
       server.bucket.delete_blob(name)
-    cache = tmp_path / f'cache{i}'
-    server.fails = lambda count, asked: 0
-    workdir = bucket.workdir(_URL, str(cache))
-    _save(workdir, 1)
+    cache = str(tmp_path / f'cache{i}')
+    workdir = bucket.workdir(_URL, cache)
+    _write(workdir, '1')
+    bucket.put(workdir)
+    assert _check_whole(server) == ({'1'}, '1')
+    _write(workdir, '2')
     server.asked.clear()
     # From the i-th request on.
     server.fails = lambda count, asked, i=i: 503 if count >= i else 0
     try:
-      _save(workdir, 2, keep=1)
-      done = True
+      bucket.put(workdir)
+      is_done = True
     except types.UserError as error:
       assert f'the copy in {workdir} is whole' in str(error)
       assert _URL in str(error)
     server.fails = lambda count, asked: 0
-    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
-      assert checkpoints.restore(_state(0))[0].step == 2
-    is_there = 'runs/x/digests/2.json' in server.names()
-    assert _restored(tmp_path / f'other{i}') == 1 + is_there
+    steps, model = _check_whole(server)
+    assert steps
+    seen.add((*sorted(steps), model))
     # The same command again.
-    workdir = bucket.workdir(_URL, str(cache))
-    bucket.put(workdir)
-    assert _restored(tmp_path / f'last{i}') == 2
-    if done:
+    bucket.put(bucket.workdir(_URL, cache))
+    steps, model = _check_whole(server)
+    assert '2' in steps and model == '2'
+    if is_done:
       break
-  assert i > 10
+  assert i >= 10
+  assert {('1', None), ('1', '2', '2'), ('2', '2')} <= seen
+
+
+def test_training_where_the_bucket_fails(server, tmp_path, impatient, caplog):
+  workdir = bucket.workdir(_URL)
+  _save(workdir, 1)
+  server.fails = lambda count, asked: 503
+  with pytest.raises(types.UserError, match='copy in') as told:
+    _save(workdir, 2)
+  assert str(workdir) in str(told.value)
+  assert any('trying again' in m for m in caplog.messages)
+  server.fails = lambda count, asked: 0
+  # Meanwhile another machine goes on from what went up; this one from its own.
+  assert _restored(tmp_path / 'other') == 1
+  workdir = bucket.workdir(_URL)
+  with checkpoint.Checkpoints(workdir, 3) as checkpoints:
+    assert checkpoints.restore(_state(0))[0].step == 2
+  bucket.put(workdir)
+  assert _restored(tmp_path / 'other') == 2
 
 
 def test_a_failure_that_passes(server, caplog):
@@ -409,7 +462,7 @@ def _one_line(call, *words):
   return caught.value
 
 
-def test_errors(server, monkeypatch, tmp_path):
+def test_errors(server, impatient, monkeypatch, tmp_path):
   _one_line(lambda: bucket.workdir('gs://nowhere/x'), 'no bucket nowhere')
   for url in ('gs://', 'gs:///x', 'gs://B/x', 'gs://models/a//b',
               'gs://models/../x'):  # fmt: skip
