@@ -96,7 +96,8 @@ def server(monkeypatch, tmp_path):
   logging.getLogger('gcp_storage_emulator').setLevel(logging.CRITICAL)
   with emulator.create_server(
     '127.0.0.1', port, in_memory=True, default_bucket='models'
-  ):
+  ) as running:
+    found.storage = running._storage
     yield found
   bucket._open.clear()
 
@@ -344,10 +345,13 @@ def test_a_lost_copy_deletes_nothing(server):
 
 
 def test_names_that_are_no_paths(server, tmp_path):
-  for name in ('runs/x/../../../out', f'runs/x/{tmp_path}/out', 'runs/x/d/'):
-    server.write(name, b'x')
   server.write('runs/x/in', b'x')
   server.write('runs/xy', b'x')
+  # The server would not make such, others do.
+  there = server.storage.objects['models']
+  for name in ('runs/x/../../out', f'runs/x/{tmp_path}/out', 'runs/x/d/'):
+    there[name] = {**there['runs/x/in'], 'name': name}
+  assert len(server.names()) == 5
   workdir = bucket.workdir(_URL)
   assert _local(workdir) == {'in'}
   assert not list(tmp_path.rglob('out'))
