@@ -13,7 +13,7 @@ def load(workdir: str | os.PathLike) -> 'OpenSetModel':
   """The model of a finished run: uint8 images in, `types.Scores` out.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, gs://bucket/path too.
 
   Raises:
     UserError: where there is none, or a file of it is missing or damaged.

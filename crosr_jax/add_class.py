@@ -23,7 +23,7 @@ _NAME = flags.DEFINE_string('name', '', 'of the new class')
 
 def main(arguments: list[str]) -> None:
   """Adds it."""
-  workdir = cli.finished_run(_WORKDIR.value)
+  workdir = cli.finished_run(_WORKDIR.value, writes=True)
   if not _NAME.value:
     raise types.UsageError('--name is needed, that of the new class')
   from crosr_jax.data import images, named

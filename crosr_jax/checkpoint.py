@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from crosr_jax import files, sharding, types
+from crosr_jax import bucket, files, sharding, types
 
 
 class Checkpoints:
@@ -204,6 +204,7 @@ class Checkpoints:
     for path in self._digests.glob('*.json'):
       if not (self._steps / path.stem).exists():
         path.unlink()
+    bucket.put(self._steps)
 
   def _write(self, step: int, state: dict[str, Any], log: dict) -> None:
     saved = self._manager.save(

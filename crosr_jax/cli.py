@@ -5,6 +5,7 @@ cannot be used, 130 Ctrl-C, 143 SIGTERM. A traceback is a bug of ours.
 """
 
 import difflib
+import functools
 import importlib.util
 import inspect
 import logging
@@ -20,10 +21,18 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from crosr_jax import distributed, files, signals, types
+from crosr_jax import bucket, distributed, files, signals, types
 
 _CONFIG_FLAG = 'config'
 _FIELD = re.compile(r'^\s*config\.([\w.]+) = ')
+_CACHE = flags.DEFINE_string(
+  'cache',
+  '',
+  'folder of this machine for copies of gs:// folders; default '
+  '$CROSR_JAX_CACHE, or else ~/.cache/crosr_jax',
+)
+# Gives the local copy of a URL, as bucket.workdir does.
+Opens = Callable[[str, str], pathlib.Path]
 
 
 def define_config() -> flags.FlagHolder:
@@ -42,8 +51,8 @@ def define_data_dir() -> flags.FlagHolder:
   return flags.DEFINE_string(
     'data_dir',
     '',
-    'folder of prepared data sets; default $TFDS_DATA_DIR, or else '
-    '~/tensorflow_datasets',
+    'folder of prepared data sets, gs://bucket/path too; default '
+    '$TFDS_DATA_DIR, or else ~/tensorflow_datasets',
   )
 
 
@@ -106,21 +115,33 @@ def processes(
   return distributed.told(*(holder.value for holder in process_flags))
 
 
-def path_of_data(data_dir: flags.FlagHolder) -> pathlib.Path:
-  """What --data_dir was given, or its default."""
+def path_of_data(
+  data_dir: flags.FlagHolder, *, writes: bool = False
+) -> pathlib.Path:
+  """What --data_dir was given, or its default; see bucket.data."""
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  return folder('data_dir', data_dir.value or default)
+  opens = functools.partial(bucket.data, writes=writes)
+  return folder('data_dir', data_dir.value or default, opens)
 
 
-def folder(flag: str, value: str) -> pathlib.Path:
+def folder(flag: str, value: str, opens: Opens | None = None) -> pathlib.Path:
   """The folder that a flag names, which need not exist yet.
+
+  Args:
+    flag: its name.
+    value: what it was given.
+    opens: of a folder of a bucket; None = it must be of this machine.
 
   Raises:
     UsageError: where it can be none.
+    UserError: where a bucket cannot be read.
   """
+  if opens and bucket.is_url(value):
+    return opens(value, _CACHE.value)
   if '://' in value:
+    of_bucket = ', or of a bucket, gs://bucket/path' if opens else ''
     raise types.UsageError(
-      f'--{flag}={value}: only folders of this machine can be used as yet'
+      f'--{flag}={value}: only folders of this machine can be used{of_bucket}'
     )
   path = files.user_path(value)
   if path.exists() and not path.is_dir():
@@ -134,7 +155,7 @@ def made_folder(flag: str, value: str) -> pathlib.Path:
   Raises:
     UsageError: where that cannot be.
   """
-  path = folder(flag, value)
+  path = folder(flag, value, bucket.workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -144,18 +165,24 @@ def made_folder(flag: str, value: str) -> pathlib.Path:
   return path
 
 
-def finished_run(workdir: str) -> pathlib.Path:
+def finished_run(workdir: str, *, writes: bool = False) -> pathlib.Path:
   """The folder that --workdir names, of a command that needs a finished run.
+
+  Args:
+    workdir: what the flag was given.
+    writes: whether what is written in a folder of a bucket is kept there.
 
   Raises:
     UsageError: where nothing is named, or it can be no folder.
+    UserError: as `folder`.
   """
   if not workdir:
     raise types.UsageError(
       '--workdir is needed, the folder of a finished run, for example '
       '--workdir=runs/mnist'
     )
-  return folder('workdir', workdir)
+  opens = functools.partial(bucket.finished, writes=writes)
+  return folder('workdir', workdir, opens)
 
 
 def words(flag: str, value: str) -> tuple[str, ...]:
@@ -208,15 +235,13 @@ def run(
       print(_help(main))
       sys.exit(0)
     arguments = _parse()
-    if takes_arguments:
-      main(arguments)
-    elif arguments:
+    if arguments and not takes_arguments:
       raise types.UsageError(
         f'unexpected argument {arguments[0]!r}; flags are written '
         '--name=value, --help lists them'
       )
-    else:
-      main()
+    with bucket.session():
+      main(*([arguments] if takes_arguments else []))
     if sys.stdout:
       sys.stdout.flush()
   except types.UserError as error:

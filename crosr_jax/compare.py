@@ -12,7 +12,7 @@ page is <workdir>/compare.html.
 from absl import flags
 from ml_collections import config_flags
 
-from crosr_jax import cli, types
+from crosr_jax import bucket, cli, types
 
 _CONFIG = cli.define_config()
 _SYSTEMS = flags.DEFINE_string(
@@ -46,7 +46,7 @@ def main() -> None:
   """Compares."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
   name = cli.config_name()
-  root = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
+  root = cli.folder('workdir', _WORKDIR.value or f'runs/{name}', bucket.workdir)
   data_dir = cli.path_of_data(_DATA_DIR)
   seeds = cli.numbers('seeds', _SEEDS.value)
   splits = cli.numbers('splits', _SPLITS.value)

@@ -24,7 +24,7 @@ def main() -> None:
   """Diagnoses."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
   types.check_choice('--format', _FORMAT.value, _FORMATS)
-  workdir = cli.finished_run(_WORKDIR.value)
+  workdir = cli.finished_run(_WORKDIR.value, writes=True)
   from crosr_jax import diagnosis, judge, saved
   from crosr_jax.report import diagnosis as picture
 

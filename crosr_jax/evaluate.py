@@ -14,7 +14,6 @@ other config.weibull and config.scorer fields does that.
 """
 
 import json
-import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -130,8 +129,10 @@ def _known() -> _Known:
   """Features of the file, or of the run."""
   from crosr_jax import judge, saved
 
-  workdir = pathlib.Path(cli.folder('workdir', _WORKDIR.value))
-  info = saved.load_info(workdir) if _WORKDIR.value else {}
+  info: dict[str, Any] = {}
+  if _WORKDIR.value:
+    workdir = cli.finished_run(_WORKDIR.value)
+    info = saved.load_info(workdir)
   if _FEATURES.value:
     path = files.user_path(_FEATURES.value)
     parts = saved.read_features(path)
@@ -168,7 +169,7 @@ def _with_unknown(known: _Known) -> _Known:
   """The known parts, with the unknown sets that were asked for."""
   from crosr_jax import data, openset
 
-  model = openset.load(cli.folder('workdir', _WORKDIR.value))
+  model = openset.load(cli.finished_run(_WORKDIR.value))
   sets, skipped = data.unknown_sets(
     _UNKNOWN.value,
     model.image_shape,

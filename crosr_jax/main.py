@@ -13,15 +13,15 @@ says what a run would take, and does nothing.
 
 from absl import flags
 
-from crosr_jax import cli, distributed, types
+from crosr_jax import bucket, cli, distributed, types
 
 _MOST_DEVICES = 1024
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   '',
-  'folder of the run, for checkpoints and report; default '
-  'runs/<file>[-<variant>][-split<k>]',
+  'folder of the run, for checkpoints and report, gs://bucket/path too; '
+  'default runs/<file>[-<variant>][-split<k>]',
 )
 _DATA_DIR = cli.define_data_dir()
 _DRY_RUN = flags.DEFINE_boolean(
@@ -43,7 +43,9 @@ _PROCESSES = cli.define_processes()
 def main() -> None:
   """Runs the config."""
   name = cli.run_name(_CONFIG.value)
-  workdir = cli.folder('workdir', _WORKDIR.value or f'runs/{name}')
+  workdir = cli.folder(
+    'workdir', _WORKDIR.value or f'runs/{name}', bucket.workdir
+  )
   data_dir = cli.path_of_data(_DATA_DIR)
   processes = cli.processes(_PROCESSES)
   if _DEVICES.present and not _DRY_RUN.value:

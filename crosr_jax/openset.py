@@ -5,12 +5,12 @@ N samples, K known classes, H x W pixels, C channels.
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from crosr_jax import (
+  bucket,
   choice,
   extension,
   features,
@@ -204,7 +204,8 @@ class OpenSetModel:
     """
     if self.added is None:
       raise types.UsageError('no class was added; see with_class')
-    saved.save_added(pathlib.Path(workdir), self.added, self.fitted_sha256)
+    workdir = bucket.finished(workdir, writes=True)
+    saved.save_added(workdir, self.added, self.fitted_sha256)
 
   def reconstruct(
     self, image: np.ndarray, *, batch_size: int = 64
@@ -225,12 +226,12 @@ def load(workdir: str | os.PathLike) -> OpenSetModel:
   """The model of a finished run. Nothing that is read can run code.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, gs://bucket/path too.
 
   Raises:
     UserError: where there is none, or a file of it is missing or damaged.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = bucket.finished(workdir)
   found = saved.load(workdir)
   info = found.info
   added = saved.load_added(workdir, info['fitted_sha256'])

@@ -23,6 +23,7 @@ from ml_collections import config_dict
 
 import crosr_jax
 from crosr_jax import (
+  bucket,
   choice,
   counterfactual,
   data,
@@ -256,6 +257,8 @@ def _opened(
       *(sharding.num_devices(), jax.devices()[0].device_kind),
     )
     try:
+      # A bucket that cannot be written must not cost a training.
+      bucket.put(workdir)
       yield
     except types.UserError as error:
       handler.emit(_record(f'error: {error}'))

@@ -22,7 +22,7 @@ Data sets, with what is downloaded:
 
 from absl import flags
 
-from crosr_jax import cli, types
+from crosr_jax import bucket, cli, types
 from crosr_jax.data import catalog, prepared
 
 _MANUAL_DIR = flags.DEFINE_string(
@@ -43,11 +43,11 @@ def main(names: list[str]) -> None:
     )
   for name in names:
     types.check_choice('data set', name, catalog.DATA_SETS)
-  data_dir, manual_dir = cli.path_of_data(_DATA_DIR), None
+  data_dir, manual_dir = cli.path_of_data(_DATA_DIR, writes=True), None
   if _MANUAL_DIR.value:
     manual_dir = cli.folder('manual_dir', _MANUAL_DIR.value)
   for name in dict.fromkeys(names):
-    print(prepared.prepare(name, data_dir, manual_dir))
+    print(bucket.named(prepared.prepare(name, data_dir, manual_dir)))
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from crosr_jax import extension, files, types
+from crosr_jax import bucket, extension, files, types
 
 FORMAT = 3
 _AGAIN = 'run the main job again in this workdir, which trains nothing anew'
@@ -74,6 +74,7 @@ def save(
   files.write_text(
     workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
   )
+  bucket.put(workdir)
 
 
 def load(workdir: pathlib.Path) -> Saved:
@@ -105,7 +106,8 @@ def load_info(workdir: pathlib.Path) -> dict[str, Any]:
     info = dict(json.loads(path.read_text()))
   except FileNotFoundError:
     raise types.UserError(
-      f'{path} is missing: no finished run; run the main job in this workdir'
+      f'{bucket.named(path)} is missing: no finished run; run the main job in '
+      'this workdir'
     ) from None
   except (TypeError, ValueError):
     raise types.UserError(f'{path} is damaged; {_AGAIN}') from None
@@ -137,6 +139,7 @@ def save_added(
     )
   arrays = added._asdict() | {'fitted_sha256': fitted_sha256}
   _write(workdir / 'added.npz', arrays)
+  bucket.put(workdir)
 
 
 def load_added(

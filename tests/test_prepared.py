@@ -560,7 +560,8 @@ def _command(environment, *arguments, **options):
     (['mnist', '--manualdir=x'], 2, ['manualdir']),
     (['mnist', '--data_dir=setup.cfg'], 2, ['setup.cfg is a file']),
     (['mnist', '--data_dir=~nobody-here/x'], 2, ['~nobody-here/x']),
-    (['mnist', '--data_dir=gs://bucket/x'], 2, ['gs://bucket/x', 'machine']),
+    (['mnist', '--data_dir=s3://bucket/x'], 2, ['s3://bucket/x', 'machine']),
+    (['mnist', '--manual_dir=gs://b/x'], 2, ['gs://b/x', 'this machine']),
   ],
 )
 def test_usage_errors(environment, root, arguments, code, words):

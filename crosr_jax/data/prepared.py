@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crosr_jax import progress, types
+from crosr_jax import bucket, progress, types
 from crosr_jax.data import catalog, raw
 
 # Samples decoded at once, and bytes downloaded at once.
@@ -30,6 +30,8 @@ _CHUNK = 64 * 1024
 _SECONDS_OF_SILENCE = 20
 # What TFDS, and we, call folders that are not finished.
 _INCOMPLETE = 'incomplete.'
+# TFDS's, without which there is no set.
+_MARKER = 'dataset_info.json'
 
 
 class DownloadError(types.UserError):
@@ -58,8 +60,10 @@ def prepare(
   local = _local_files(name, manual_dir) if manual_dir else {}
   logging.info('%s', catalog.summary(name))
   folder = _folder(name, data_dir)
+  bucket.bring(folder, _MARKER)
   if _is_whole(name, data_dir):
     logging.info('%s is prepared already', name)
+    bucket.put(folder)
     return folder
   folder.parent.mkdir(parents=True, exist_ok=True)
   with _lock(folder.parent):
@@ -73,6 +77,7 @@ def prepare(
       finally:
         _sweep(folder.parent)
   logging.info('%s is prepared', name)
+  bucket.put(folder)
   return folder
 
 
@@ -85,16 +90,18 @@ def read(
     UserError: where it is neither prepared nor can be downloaded, or is
       damaged; says what to run.
   """
-  where = shlex.quote(str(data_dir))
+  told = bucket.named(data_dir)
+  where = shlex.quote(told)
   command = f'python -m crosr_jax.prepare {name} --data_dir={where}'
+  bucket.bring(_folder(name, data_dir), _MARKER)
   if not _folder(name, data_dir).exists():
-    logging.info('%s is not in %s', name, data_dir)
+    logging.info('%s is not in %s', name, told)
     try:
       prepare(name, data_dir)
     except DownloadError as error:
       files = ', '.join(catalog.DATA_SETS[name].files)
       raise types.UserError(
-        f'data set {name} is not prepared in {data_dir} and cannot be '
+        f'data set {name} is not prepared in {told} and cannot be '
         f'downloaded ({error}); fetch {files} by other means and run: '
         f'{command} --manual_dir=FOLDER'
       ) from None
