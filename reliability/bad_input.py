@@ -19,11 +19,13 @@ that it was given, one that is half-written, and what is not read back equal.
 
 import collections
 import contextlib
+import faulthandler
 import importlib
 import json
 import logging
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -42,6 +44,8 @@ from hypothesis import strategies as st
 KINDS = {'config': 5_000, 'images': 2_500, 'archives': 1_000, 'names': 1_500}
 _EXAMPLES = 3  # of each defect that are kept
 _LONGEST = 2_000  # characters of a case that are kept
+# Of a kind: what reads without end must not take the machine's memory.
+_MEMORY = 4 << 30
 
 
 class Kind(Protocol):
@@ -102,9 +106,12 @@ def _within(seconds: float) -> Iterator[None]:
 
   before = signal.signal(signal.SIGALRM, end)
   signal.setitimer(signal.ITIMER_REAL, seconds)
+  # What hangs outside of Python hears no signal: it ends the whole script.
+  faulthandler.dump_traceback_later(4 * seconds, exit=True)
   try:
     yield
   finally:
+    faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
@@ -232,6 +239,7 @@ def table(found: list[dict[str, Any]]) -> str:
 def _child(arguments: Any) -> None:
   """One kind; this process is its alone, and ends at once."""
   logging.disable(logging.CRITICAL)
+  resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
   os.environ['JAX_PLATFORMS'] = 'cpu'
   output = pathlib.Path(arguments.output).resolve()
   scratch = pathlib.Path(arguments.scratch).resolve()
