@@ -27,8 +27,8 @@ from crosr_jax import saved, types
 from crosr_jax.data import catalog, raw
 
 # Memory that a reader of these small files may take, beside what was taken.
-_MOST_BYTES = 64 << 20
-_BOMB = 128 << 20  # bytes that a few hundred thousand expand to
+_MOST_BYTES = 16 << 20
+_BOMB = 32 << 20  # bytes that a few ten thousand expand to
 _EVIL = (
   *('../escaped', '../../escaped', 'a/../../../escaped', '..', './../escaped'),
   *('/escaped', '//escaped', '..\\escaped', 'C:\\escaped', ''),

@@ -301,8 +301,11 @@ def _wrong(case: Case, data: bytes | None, pixels: np.ndarray) -> list[str]:
     return ['other shape or type']
   if case.kind in _THINGS or case.kind in ('GIF', 'TIFF', 'PPM', 'ICO'):
     return [f'read, though it is {case.kind}']
-  if case.claimed and case.claimed[0] * case.claimed[1] > images.MOST_PIXELS:
-    if not case.damage and case.kind != 'JPEG':
+  if case.claimed and not case.damage and case.kind != 'JPEG':
+    width, height = case.claimed
+    if case.kind == 'BMP' and height >= 2**31:
+      height = 2**32 - height  # Negative: its rows come from the top.
+    if width * height > images.MOST_PIXELS:
       return ['read, though it claims too many pixels']
   is_plain = not (
     case.damage
