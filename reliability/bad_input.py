@@ -43,6 +43,7 @@ from hypothesis import strategies as st
 # What is tried, and how many cases where --cases says nothing.
 KINDS = {'config': 5_000, 'images': 2_500, 'archives': 1_000, 'names': 1_500}
 _EXAMPLES = 3  # of each defect that are kept
+_OFTEN = 20  # cases between two writings
 _LONGEST = 2_000  # characters of a case that are kept
 # Of a kind: what reads without end must not take the machine's memory.
 _MEMORY = 4 << 30
@@ -168,9 +169,14 @@ class Tally:
 
 
 def try_all(
-  kind: str, home: pathlib.Path, cases: int, seed: int, limit: float
+  kind: str,
+  home: pathlib.Path,
+  cases: int,
+  seed: int,
+  limit: float,
+  keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
-  """All cases of one kind, in this process."""
+  """All cases of one kind, in this process; `keep` gets what there is."""
   own, elsewhere = home / 'own', home / 'elsewhere'
   shutil.rmtree(home, ignore_errors=True)
   for folder in (own, elsewhere):
@@ -183,7 +189,14 @@ def try_all(
     rounds = 0
     # One round draws fewer where Hypothesis meets the same case again.
     while tally.count.total() < cases:
-      _round(trial, tally, home, cases, seed + 1000 * rounds, limit, bar)
+      own_seed = seed + 1000 * rounds
+
+      def show() -> None:
+        bar.update()
+        if not tally.count.total() % _OFTEN:
+          keep(tally.told())
+
+      _round(trial, tally, home, cases, own_seed, limit, show)
       rounds += 1
   return tally.told()
 
@@ -195,7 +208,7 @@ def _round(
   cases: int,
   seed: int,
   limit: float,
-  bar: tqdm.tqdm,
+  show: Callable[[], None],
 ) -> None:
   @hypothesis.seed(seed)
   @hypothesis.settings(
@@ -213,7 +226,7 @@ def _round(
     if wrong := strays(home):
       outcome = outcome._replace(how='defect', faults=outcome.faults + wrong)
     tally.add(case, outcome)
-    bar.update()
+    show()
 
   each()
 
@@ -250,6 +263,8 @@ def _child(arguments: Any) -> None:
     arguments.cases or KINDS[kind],
     arguments.seed,
     arguments.limit,
+    # Written now and then: a long trial may be stopped.
+    lambda found: runs.write(str(output), found),
   )
   runs.write(str(output), found)
   sys.stderr.flush()
@@ -289,7 +304,6 @@ def main() -> None:
       command, check=True, env={**os.environ, 'PYTHONPATH': str(runs.ROOT)}
     )
     found.append(json.loads(path.read_text()))
-    # Written at once: a long trial may be stopped.
     runs.write(arguments.output, {'seed': arguments.seed, 'kinds': found})
   print(table(found))
 
