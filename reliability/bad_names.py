@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import unicodedata
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -175,7 +176,7 @@ class Trial:
       faults.append('predict csv')
     if len(found['table'].splitlines()) != 1 + len(given):
       faults.append('predict table: lines')
-    if any(not (c.isprintable() or c == '\n') for c in found['table']):
+    if any(map(_is_hidden, found['table'].replace('\n', ''))):
       faults.append('predict table: control characters')
     return faults
 
@@ -305,6 +306,15 @@ def _of_demo(model: openset.OpenSetModel, case: Case) -> list[str]:
   again = json.loads(app.json.dumps(answer))
   is_equal &= again == answer
   return [] if is_equal else ['demo']
+
+
+def _is_hidden(character: str) -> bool:
+  """Whether a terminal would do something else than show it."""
+  turns = ('LRE', 'RLE', 'PDF', 'LRO', 'RLO', 'LRI', 'RLI', 'FSI', 'PDI')
+  return (
+    unicodedata.category(character) in ('Cc', 'Zl', 'Zp', 'Cs')
+    or unicodedata.bidirectional(character) in turns
+  )
 
 
 def _cells(line: str) -> int:
