@@ -31,8 +31,8 @@ _REJECT_KNOWN = cli.define_reject_known()
 
 _BLOCK = 256
 _UNKNOWN = 'unknown'
-# Control characters, ends of lines and paragraphs, marks that turn the direction
-# of writing, and what is no text.
+# Control characters, ends of lines and paragraphs, marks that turn the
+# direction of writing, and what is no text.
 _HIDDEN = re.compile(
   '[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 )
@@ -178,7 +178,6 @@ class _Csv:
 
   def end(self) -> None:
     self._stream.flush()
-
 
   def _write(self, cells: Sequence[Any]) -> None:
     line = io.StringIO()

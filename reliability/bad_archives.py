@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import bad_images
 import numpy as np
-import runs  # noqa: F401  Puts the project on the path.
+import runs  # Puts the project on the path.
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import io as scipy_io
@@ -84,7 +84,14 @@ def cases(draw: Any) -> Case:
     draw(st.integers(0, 3)),
     draw(
       st.sampled_from(
-        (b'PK\x03\x04', b'\x1f\x8b', b'\x89PNG', b'BZh9', b'\x93NUMPY', b'\0' * 9)
+        (
+          b'PK\x03\x04',
+          b'\x1f\x8b',
+          b'\x89PNG',
+          b'BZh9',
+          b'\x93NUMPY',
+          b'\0' * 9,
+        )
       )
     )
     if way == 'magic'
@@ -116,7 +123,8 @@ class DataSet(NamedTuple):
 
 def _part(image: np.ndarray, label: np.ndarray) -> catalog.Part:
   digests = (
-    hashlib.sha256(x.tobytes()).hexdigest() for x in (image, label.astype('<i4'))
+    hashlib.sha256(x.tobytes()).hexdigest()
+    for x in (image, label.astype('<i4'))
   )
   return catalog.Part(len(label), *digests)
 
@@ -315,7 +323,9 @@ def _zip(members: list[Member]) -> bytes:
     for member in members:
       info = zipfile.ZipInfo(member.name or 'x')
       # As archives say it: a link's target is its content.
-      info.external_attr = (0o120777 if 'link' in member.kind else 0o100644) << 16
+      info.external_attr = (
+        0o120777 if 'link' in member.kind else 0o100644
+      ) << 16
       if member.name and os.sep in member.name:
         info.filename = member.name
       archive.writestr(info, _content(member), zipfile.ZIP_DEFLATED, 1)
@@ -335,7 +345,9 @@ def _tar(members: list[Member]) -> bytes:
     'device': tarfile.CHRTYPE,
     'fifo': tarfile.FIFOTYPE,
   }
-  with tarfile.open(fileobj=file, mode='w', format=tarfile.PAX_FORMAT) as archive:
+  with tarfile.open(
+    fileobj=file, mode='w', format=tarfile.PAX_FORMAT
+  ) as archive:
     for member in members:
       info = tarfile.TarInfo(member.name)
       if member.kind in kinds:
@@ -386,6 +398,7 @@ class Trial:
     self._sets = {name: make() for name, make in MAKERS.items()}
 
   def __call__(self, case: Case) -> list[str]:
+    """What is wrong; raises a UserError where the case is refused."""
     shutil.rmtree(self._folder, ignore_errors=True)
     self._folder.mkdir()
     found = self._sets[case.name]

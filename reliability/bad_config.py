@@ -118,7 +118,9 @@ def cases() -> st.SearchStrategy:
   def draw_case(draw: Any) -> Case:
     base = draw(st.sampled_from(('digits', 'folder')))
     way = draw(st.sampled_from(_WAYS))
-    names = draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=2))
+    names = draw(
+      st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=2)
+    )
     found = []
     for name in dict.fromkeys(names):
       value = draw(st.one_of(near(FIELDS[name]), values()))
@@ -215,6 +217,7 @@ class Trial:
     mock.patch.object(loop, 'run', mock.Mock(side_effect=_Stop)).start()
 
   def __call__(self, case: Case) -> list[str]:
+    """What is wrong; raises a UserError where the case is refused."""
     path = self._folder / 'config.py'
     path.write_text(_source(case, str(self._images)))
     arguments = [f'--config={path}']
@@ -235,9 +238,7 @@ class Trial:
       faults.append('config.json is not read back equal')
     pipeline.check(config, workdir)
     if any(x[0].startswith(('weibull', 'scorer')) for x in case.fields):
-      judge.score(
-        self._features, 'abc', **config.weibull, **config.scorer
-      )
+      judge.score(self._features, 'abc', **config.weibull, **config.scorer)
     return faults
 
 

@@ -218,6 +218,7 @@ class Trial:
     self._data_dir = folder / 'data'
 
   def __call__(self, case: Case) -> list[str]:
+    """What is wrong; raises a UserError where the case is refused."""
     shutil.rmtree(self._root, ignore_errors=True)
     shutil.rmtree(self._data_dir, ignore_errors=True)
     for name in 'ab':
@@ -256,7 +257,10 @@ class Trial:
       if case.kind == 'folder':
         expected = ([], False)
       else:
-        expected = ([] if pixels is not None else [str(path)], pixels is not None)
+        expected = (
+          [] if pixels is not None else [str(path)],
+          pixels is not None,
+        )
       if (left_out, str(path) in paths) != expected:
         return ['folder: read otherwise than alone']
       if pixels is not None:
@@ -270,7 +274,9 @@ class Trial:
   ) -> list[str]:
     """A row for each file; those below a folder by their names."""
     below = named.paths([str(self._root)])
-    if (str(path) in below) != (images.is_image(path) and case.kind != 'folder'):
+    if (str(path) in below) != (
+      images.is_image(path) and case.kind != 'folder'
+    ):
       return ['predict: other files of the folder']
     if case.kind == 'folder':
       return []

@@ -1,4 +1,4 @@
-"""Gives the real code what nobody should: thousands of bad inputs of four kinds.
+"""Gives the real code what nobody should: bad inputs of four kinds.
 
   python reliability/bad_input.py --scratch=FOLDER
 

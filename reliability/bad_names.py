@@ -31,18 +31,74 @@ from crosr_jax import (
   types,
 )
 from crosr_jax.data import folder
-from crosr_jax.report import comparison, markdown, rows
+from crosr_jax.report import comparison, rows
 
 _NAMES = (
-  *('a b', ' a', 'a ', 'a  b', '\t', 'a\tb', 'a\nb', 'a\r\nb', '\r', '\v', '\f'),
+  *(
+    'a b',
+    ' a',
+    'a ',
+    'a  b',
+    '\t',
+    'a\tb',
+    'a\nb',
+    'a\r\nb',
+    '\r',
+    '\v',
+    '\f',
+  ),
   *('=1+1', '+1', '-1', '@SUM(A1)', '=cmd|x!A0', "'=1", '"', "'", '""', 'a"b'),
-  *(',', ';', 'a,b', '|', 'a|b', '\\', '\\|', '`', '``', '*a*', '_a_', '#', '~~'),
+  *(
+    ',',
+    ';',
+    'a,b',
+    '|',
+    'a|b',
+    '\\',
+    '\\|',
+    '`',
+    '``',
+    '*a*',
+    '_a_',
+    '#',
+    '~~',
+  ),
   *('<b>', '</td>', '<script>alert(1)</script>', '"><img src=x onerror=y>'),
-  *('&lt;', '&amp;', '&', ']]>', '<!--', '--&gt;', '{{ 7*7 }}', '{% x %}', '%s'),
-  *('javascript:x', '![x](y)', '[x](y)', '$x$', '\\frac', 'é', 'e\u0301', '日本'),
+  *(
+    '&lt;',
+    '&amp;',
+    '&',
+    ']]>',
+    '<!--',
+    '--&gt;',
+    '{{ 7*7 }}',
+    '{% x %}',
+    '%s',
+  ),
+  *(
+    'javascript:x',
+    '![x](y)',
+    '[x](y)',
+    '$x$',
+    '\\frac',
+    'é',
+    'e\u0301',
+    '日本',
+  ),
   *('\u202eabc', '\u200b', '\ufeff', '\u2028', '\u2029', '\x85', '\x1b[31m'),
   *('😀', '👨\u200d👩\u200d👧', '\udcff', '\udc80a', '\ud800', '\x00', '\x7f'),
-  *('x' * 255, 'x' * 3000, '', 'unknown', 'nan', 'None', 'true', '0', '-', 'CON'),
+  *(
+    'x' * 255,
+    'x' * 3000,
+    '',
+    'unknown',
+    'nan',
+    'None',
+    'true',
+    '0',
+    '-',
+    'CON',
+  ),
 )
 
 
@@ -60,7 +116,9 @@ def names() -> st.SearchStrategy:
     st.sampled_from(_NAMES),
     st.text(max_size=20),
     st.text(st.characters(), max_size=8),
-    st.lists(st.sampled_from(_NAMES[:-12]), min_size=2, max_size=3).map(''.join),
+    st.lists(st.sampled_from(_NAMES[:-12]), min_size=2, max_size=3).map(
+      ''.join
+    ),
   )
 
 
@@ -85,21 +143,27 @@ class Page(html.parser.HTMLParser):
     self.close()
 
   def handle_starttag(self, tag: str, attrs: list) -> None:
+    """Its name, and those of its attributes."""
     self.shape.append((tag, tuple(name for name, _ in attrs)))
 
   def handle_endtag(self, tag: str) -> None:
+    """Its name."""
     self.shape.append(tag)
 
   def handle_comment(self, data: str) -> None:
+    """That there is one."""
     self.shape.append('comment')
 
   def handle_decl(self, decl: str) -> None:
+    """All of it."""
     self.shape.append(decl)
 
   def handle_pi(self, data: str) -> None:
+    """That there is one."""
     self.shape.append('instruction')
 
   def handle_data(self, data: str) -> None:
+    """Text."""
     self.text.append(data)
 
 
@@ -132,6 +196,7 @@ class Trial:
     mock.patch.object(demo_page, 'fit_map', lambda _: self._plane).start()
 
   def __call__(self, case: Case) -> list[str]:
+    """What is wrong; raises a UserError where the case is refused."""
     model = dataclasses.replace(self._model, class_names=case.class_names)
     return [
       *self._of_predict(case),
@@ -151,9 +216,7 @@ class Trial:
       predict.Row(case.file_name, 'unknown', 0.5, 0.25, third, ''),
     ]
     if case.error:
-      given.append(
-        predict.Row(case.file_name, '', None, None, '', case.error)
-      )
+      given.append(predict.Row(case.file_name, '', None, None, '', case.error))
     found = {}
     for name, writer in predict._WRITERS.items():
       data = io.BytesIO()
@@ -267,9 +330,7 @@ class Trial:
     found = saved.load_added(target, fitted)
     return [] if found and found.class_names == (name,) else ['added.npz']
 
-  def _of_export(
-    self, model: openset.OpenSetModel, case: Case
-  ) -> list[str]:
+  def _of_export(self, model: openset.OpenSetModel, case: Case) -> list[str]:
     path = self._folder / 'x.jaxexport'
     card = exporting.card(model, self._saved.info)
     path.write_bytes(exporting.pack(model, card))
@@ -326,7 +387,9 @@ def _page_faults(name: str, found: Page, plain: Page, case: Case) -> list[str]:
   if found.shape != plain.shape:
     return [f'{name}: other elements']
   text = ''.join(found.text)
-  missing = [x for x in case.class_names if _lines(written(x)) not in _lines(text)]
+  missing = [
+    x for x in case.class_names if _lines(written(x)) not in _lines(text)
+  ]
   return [f'{name}: a name is not there'] if missing else []
 
 
