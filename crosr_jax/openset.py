@@ -151,8 +151,11 @@ class OpenSetModel:
       )
     try:
       name.encode()
+      is_text = '\0' not in name  # Arrays of text lose it.
     except UnicodeEncodeError:
-      raise types.UsageError(f'{name!r} is no text') from None
+      is_text = False
+    if not is_text:
+      raise types.UsageError(f'{name!r} is no text')
     if self.fitted is None:
       raise types.UsageError(
         f'the method {self.method!r} has no Weibulls that a class could be '

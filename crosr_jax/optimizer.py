@@ -13,6 +13,8 @@ from crosr_jax import types
 OPTIMIZERS = ('sgd', 'adamw', 'muon')
 # Of the learning rate that is right for an orthogonal matrix.
 _ADAM_SHARE = 0.05
+# float32 has nothing left of a rate after some 150.
+_MOST_HALVINGS = 1_000
 SCHEDULES = ('constant', 'cosine', 'linear', 'one_cycle', 'halving')
 
 
@@ -43,7 +45,7 @@ def build(
       down, the peak at `warmup_share`; 'halving', halved `halvings` times at
       equal distances (the authors' release: every 25 of 500 epochs).
     warmup_share: share of the steps of a linear (one_cycle: cosine) rise.
-    halvings: of 'halving'.
+    halvings: of 'halving', in 0..1000.
     clip_norm: largest norm of the gradient; 0 = unclipped.
 
   Raises:
@@ -56,7 +58,7 @@ def build(
   _check_range('weight_decay', weight_decay, low=0.0)
   _check_range('clip_norm', clip_norm, low=0.0)
   _check_range('warmup_share', warmup_share, low=0.0, below=1.0)
-  _check_range('halvings', halvings, low=0)
+  _check_range('halvings', halvings, low=0, below=_MOST_HALVINGS + 1)
   rate = _standard_promotion(
     _schedule(num_steps, schedule, learning_rate, warmup_share, halvings)
   )

@@ -14,6 +14,7 @@ import os
 import pathlib
 import platform
 import traceback
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from crosr_jax import (
   loop,
   metrics,
   models,
+  optimizer,
   report,
   saved,
   sharding,
@@ -50,6 +52,30 @@ _CONTROL = (
   '"crosr_published" the pooled outputs of its blocks stand for the codes. '
   'They are a control, not CROSR.'
 )
+
+_EVALUATION = ('unknown_sets', 'max_unknown', 'unknown_dirs', 'cifar100_splits')
+# Arguments of stages that are of no section.
+_GIVEN = (
+  *('seed', 'data_dir', 'parallel', 'training'),
+  *('steps_per_dispatch', 'data_on_device'),
+)
+# Fields that `run` itself reads.
+_OWN = {
+  'seed': int,
+  'parallel': str,
+  'steps_per_dispatch': int,
+  'data_on_device': str,
+  'deterministic': bool,
+  'report.pictures': bool,
+  'report.features': bool,
+  'report.map_samples': int,
+}
+_TYPES = {
+  bool: 'True or False',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a text',
+}
 
 
 class Plan(NamedTuple):
@@ -286,6 +312,7 @@ def _record(message: str) -> logging.LogRecord:
 def check_config(config: config_dict.ConfigDict) -> None:
   """Looks first at what is used last: a typo must not cost a training."""
   check_sections(config)
+  _check_types(config)
   for name, value in _flat(_plain(config)).items():
     if isinstance(value, int) and abs(value) >= 2**31:
       raise types.UsageError(f'{name} is too large: {value}')
@@ -320,6 +347,69 @@ def check_config(config: config_dict.ConfigDict) -> None:
       check(**config[name])
     except types.UsageError as error:
       raise types.UsageError(f'config.{name}: {error}') from None
+
+
+def _check_types(config: config_dict.ConfigDict) -> None:
+  """Raises a UsageError for a field that is missing or of another type."""
+  for name, (kind, is_needed) in _fields().items():
+    section, _, field = name.rpartition('.')
+    holder = config[section] if section else config
+    if not isinstance(holder, config_dict.ConfigDict):
+      raise types.UsageError(
+        f'the config has {section}={holder!r}, which must be a section; start '
+        'it from configs/common.py'
+      )
+    if field in holder:
+      if not _fits(holder[field], kind):
+        raise types.UsageError(
+          f'{name} must be {_told_type(kind)}, got {holder[field]!r}'
+        )
+    elif is_needed:
+      raise types.UsageError(
+        f'the config has no {name}; start it from configs/common.py, which has '
+        'every field'
+      )
+
+
+def _fields() -> dict[str, tuple[Any, bool]]:
+  """By field, its type, and whether it is needed: as the stages have it."""
+  stages: list[tuple[str, Callable[..., Any]]] = [
+    ('data', data.load),
+    ('model', models.build),
+    ('train', train.fit),
+    ('train', train.build_step),
+    ('train', optimizer.build),
+    ('counterfactual', counterfactual.generate),
+    ('weibull', choice.check_recipe),
+    ('scorer', choice.check_decision),
+  ]
+  found = {name: (kind, True) for name, kind in _OWN.items()}
+  for section, stage in stages:
+    for name, parameter in inspect.signature(stage).parameters.items():
+      if parameter.kind is parameter.KEYWORD_ONLY and name not in _GIVEN:
+        of = 'evaluation' if name in _EVALUATION else section
+        found[f'{of}.{name}'] = (
+          parameter.annotation,
+          parameter.default is parameter.empty,
+        )
+  return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+  """Whether a value is of a type, as the stages annotate it."""
+  if items := typing.get_args(kind):
+    return isinstance(value, tuple | list) and all(
+      _fits(x, items[0]) for x in value
+    )
+  if isinstance(value, bool):
+    return kind is bool
+  return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _told_type(kind: Any) -> str:
+  if items := typing.get_args(kind):
+    return f'a tuple, each item {_told_type(items[0])}'
+  return _TYPES[kind]
 
 
 def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:

@@ -11,8 +11,10 @@ read has a row that says why, and makes the exit code 1.
 
 import contextlib
 import csv
+import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -29,6 +31,11 @@ _REJECT_KNOWN = cli.define_reject_known()
 
 _BLOCK = 256
 _UNKNOWN = 'unknown'
+# Control characters, ends of lines and paragraphs, marks that turn the
+# direction of writing, and what is no text.
+_HIDDEN = re.compile(
+  '[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+)
 
 
 class Row(NamedTuple):
@@ -137,8 +144,8 @@ class _Table:
   def _line(self, *cells: str) -> None:
     prediction, best, unknown, nearest, path = cells
     n = self._width
-    text = f'{prediction:{n}} {best:>6} {unknown:>8}  {nearest:{n}} {path}\n'
-    self._stream.write(_printable(text))
+    text = f'{prediction:{n}} {best:>6} {unknown:>8}  {nearest:{n}} {path}'
+    self._stream.write(_in_line(text) + '\n')
 
 
 class _Json:
@@ -162,17 +169,26 @@ class _Csv:
 
   def __init__(self, stream: TextIO, class_names: Sequence[str]):
     del class_names
-    self._stream, self._writer = stream, csv.writer(stream, lineterminator='\n')
-    self._writer.writerow(Row._fields)
+    self._stream = stream
+    self._write(Row._fields)
 
   def row(self, row: Row) -> None:
     cells = ['' if cell is None else cell for cell in row]
-    self._writer.writerow(
-      [_printable(x) if isinstance(x, str) else x for x in cells]
-    )
+    self._write([_printable(x) if isinstance(x, str) else x for x in cells])
 
   def end(self) -> None:
     self._stream.flush()
+
+  def _write(self, cells: Sequence[Any]) -> None:
+    line = io.StringIO()
+    # A return within a cell is quoted only where it could end the line.
+    csv.writer(line, lineterminator='\r\n').writerow(cells)
+    self._stream.write(line.getvalue().removesuffix('\r\n') + '\n')
+
+
+def _in_line(text: str) -> str:
+  """What would end, steer or turn round a line of a terminal, as escapes."""
+  return _HIDDEN.sub(lambda x: x[0].encode('unicode_escape').decode(), text)
 
 
 def _printable(text: str) -> str:

@@ -245,7 +245,11 @@ def _read(
 
 def _arrays(data: bytes) -> dict[str, np.ndarray]:
   with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-    return {key: arrays[key] for key in arrays.files}
+    found = {key: arrays[key] for key in arrays.files}
+  # What is no array comes as the bytes of its file.
+  if wrong := [k for k, x in found.items() if not isinstance(x, np.ndarray)]:
+    raise ValueError(f'{wrong[0]} is no array')
+  return found
 
 
 def _by_field(found: Mapping[str, Any]) -> dict[str, Any]:

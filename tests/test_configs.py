@@ -6,7 +6,7 @@ import pytest
 from conftest import CONFIGS, ROOT
 
 from configs import common
-from crosr_jax import cli
+from crosr_jax import cli, pipeline, types
 
 _FIELDS = dict(cli._fields(common.get_config()))
 
@@ -48,3 +48,45 @@ def test_five_splits_that_go_together(name):
 def test_variant_that_does_not_exist():
   with pytest.raises(ValueError, match="'papper'; did you mean 'paper'"):
     importlib.import_module('configs.mnist').get_config('papper')
+
+
+def test_every_field_has_the_type_that_its_stage_takes():
+  found = pipeline._fields()
+  # The whole of common.py, and nothing else.
+  assert found.keys() == _FIELDS.keys()
+  assert all(pipeline._fits(_FIELDS[n], kind) for n, (kind, _) in found.items())
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'message'),
+  [
+    ('train.num_steps', '9', "num_steps must be a whole number, got '9'"),
+    ('train.num_steps', True, 'num_steps must be a whole number, got True'),
+    ('train.flip', 1, 'train.flip must be True or False, got 1'),
+    ('train.learning_rate', None, 'learning_rate must be a number, got None'),
+    ('weibull.tail', 20, 'weibull.tail must be a text, got 20'),
+    ('report.map_samples', 1.5, 'map_samples must be a whole number'),
+    ('evaluation.unknown_sets', 'noise', "each item a text, got 'noise'"),
+    ('data.unknown_classes', ((1,),), 'a tuple, each item a whole number'),
+    ('data.splits', ((0, 'a'),), 'a tuple, each item a tuple, each item a who'),
+    ('train', 3, 'the config has train=3, which must be a section'),
+  ],
+)
+def test_a_value_of_another_type_is_one_line(name, value, message):
+  config = common.get_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict({name: value})
+  with pytest.raises(types.UsageError) as caught:
+    pipeline.check_config(config)
+  assert message in str(caught.value)
+
+
+def test_a_field_that_is_missing_is_one_line():
+  config = common.get_config()
+  del config.train.flip
+  with pytest.raises(types.UsageError, match=r'no train\.flip; start it from'):
+    pipeline.check_config(config)
+  # One that has a default may be, as in configs of earlier versions.
+  config = common.get_config()
+  del config.train.mixup
+  pipeline.check_config(config)

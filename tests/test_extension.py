@@ -241,6 +241,9 @@ def test_a_digit_is_added(digits_run, sevens, tmp_path):
       larger.with_class(name, sevens)
   with pytest.raises(types.UsageError, match='is no text'):
     larger.with_class('\udcff', sevens)
+  # An array of text would give it back without the last character.
+  with pytest.raises(types.UsageError, match='is no text'):
+    larger.with_class('a\0', sevens)
 
 
 def test_kept_and_dropped(digits_copy, sevens, caplog):

@@ -5,8 +5,11 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -515,6 +518,51 @@ def test_names_that_a_terminal_would_obey(tmp_path):
       )
     )
   assert str(caught.value).isprintable()
+
+
+def _read_x(path, count):
+  pattern = re.compile(r'(x\d*)')
+  return dict(
+    archives.read(path, pattern, count=count, what='files', largest=1000)
+  )
+
+
+def test_what_is_no_file_in_a_folder(tmp_path):
+  for name in ('x0', 'x1'):
+    (tmp_path / name).write_bytes(b'a')
+  os.mkfifo(tmp_path / 'x2')
+  (tmp_path / 'x3').symlink_to('nowhere')
+  (tmp_path / 'x4').symlink_to('/dev/zero')
+  (tmp_path / 'x5').symlink_to('x5')
+  assert _read_x(tmp_path, 2) == {'x0': b'a', 'x1': b'a'}
+  with pytest.raises(types.UserError, match='holds 2 files where 6 were'):
+    _read_x(tmp_path, 6)
+
+
+def test_a_zip_that_lies_about_a_size(tmp_path):
+  path, size = tmp_path / 'x.zip', 30_000_000
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('x', bytes(size))
+  data = path.read_bytes()
+  told = data.replace(struct.pack('<I', size), struct.pack('<I', 10))
+  assert told != data
+  path.write_bytes(told)
+  tracemalloc.start()
+  try:
+    with pytest.raises(types.UserError, match='truncated or damaged'):
+      _read_x(path, 1)
+    # What it holds is never all in memory.
+    assert tracemalloc.get_traced_memory()[1] < size / 10
+  finally:
+    tracemalloc.stop()
+
+
+def test_a_zip_of_another_packing(tmp_path):
+  path = tmp_path / 'x.zip'
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_LZMA) as archive:
+    archive.writestr('x', b'a')
+  with pytest.raises(types.UserError, match='truncated or damaged'):
+    _read_x(path, 1)
 
 
 def test_a_tar_that_swells(tmp_path, folder, cifar10, monkeypatch):

@@ -3,10 +3,14 @@
 import importlib
 import json
 import sys
+import time
 
+import hypothesis
 import numpy as np
 import pytest
 from conftest import ROOT
+
+from crosr_jax import types
 
 
 @pytest.fixture
@@ -98,3 +102,84 @@ def test_prepared_numbers_are_what_was_made(script, tmp_path, monkeypatch):
   assert small.found(tmp_path / 'raw', tmp_path / 'data') == {
     name: part.image_sha256 + part.label_sha256 for name, part in parts.items()
   }
+
+
+@pytest.mark.parametrize(
+  ('trial', 'how', 'fault'),
+  [
+    (lambda case: [], 'accepted', ''),
+    (lambda case: ['differs'], 'defect', 'differs'),
+    (lambda case: int('x'), 'defect', 'ValueError: test_reliability.py'),
+    (lambda case: time.sleep(9), 'defect', 'no end: test_reliability.py'),
+  ],
+)
+def test_what_is_no_refusal_is_a_defect(script, trial, how, fault):
+  found = script('bad_input').examine(trial, 0, 0.2)
+  assert found.how == how and ''.join(found.faults).startswith(fault)
+
+
+def test_a_refusal_has_words(script):
+  bad_input = script('bad_input')
+
+  def refuse(case):
+    raise types.UserError(case)
+
+  found = bad_input.examine(refuse, 'two\nlines', 1)
+  assert (found.how, found.said) == ('refused', 'two lines')
+  assert bad_input.examine(refuse, '', 1).how == 'defect'
+
+
+def test_strays_are_files_elsewhere_and_aside(script, tmp_path):
+  bad_input = script('bad_input')
+  for name in ('own/fine', 'elsewhere'):
+    (tmp_path / name).mkdir(parents=True)
+  assert bad_input.strays(tmp_path) == []
+  (tmp_path / 'elsewhere' / 'x').touch()
+  (tmp_path / 'own' / '.y.aside').touch()
+  assert bad_input.strays(tmp_path) == [
+    'written outside: elsewhere/x', 'left aside',
+  ]  # fmt: skip
+
+
+def test_defects_are_counted_by_place(script):
+  bad_input = script('bad_input')
+  tally = bad_input.Tally('images')
+  for case in range(5):
+    tally.add(case, bad_input.Outcome('defect', 'x', ['a: b'], 0.1))
+  tally.add(9, bad_input.Outcome('refused', 'x', [], 0.3))
+  found = tally.told()
+  assert found['slowest'] == 0.3 and len(found['defects']['a: b']['cases']) == 3
+  assert '| images | 6 | 0 | 1 | 5 | 1 |' in bad_input.table([found])
+
+
+@pytest.mark.parametrize('kind', ['images', 'archives'])
+def test_a_few_bad_inputs(script, tmp_path, kind):
+  bad_input = script('bad_input')
+  trial = script(f'bad_{kind}').Trial(tmp_path)
+  found = set()
+
+  @hypothesis.settings(max_examples=25, derandomize=True, database=None)
+  @hypothesis.given(trial.cases)
+  def each(case):
+    outcome = bad_input.examine(trial, case, 60)
+    assert not outcome.faults, outcome
+    found.add(outcome.how)
+
+  each()
+  assert found == {'accepted', 'refused'}
+
+
+def test_a_page_with_a_name_in_it_keeps_its_elements(script):
+  bad_names = script('bad_names')
+  plain = bad_names.Page('<p class="x">a</p>')
+  assert bad_names.Page('<p class="x">&lt;b&gt;</p>').shape == plain.shape
+  for text in ('<p class="x"><b></p>', '<p class="x" y>a</p>', '<p>a</p>'):
+    assert bad_names.Page(text).shape != plain.shape
+
+
+def test_a_config_file_of_a_case_sets_what_it_says(script, tmp_path):
+  bad_config = script('bad_config')
+  case = bad_config.Case('digits', 'force', (('train.flip', 'x"\n'),))
+  path = tmp_path / 'config.py'
+  path.write_text(bad_config._source(case, ''))
+  assert bad_config.parse([f'--config={path}']).train.flip == 'x"\n'

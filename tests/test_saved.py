@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -101,3 +102,14 @@ def test_it_runs_no_code(tmp_path, generator):
   (tmp_path / 'model.json').write_text(json.dumps(info))
   with pytest.raises(ValueError, match='allow_pickle=False'):
     saved.load(tmp_path)
+
+
+def test_a_member_that_is_no_array(tmp_path):
+  path = tmp_path / 'x.npz'
+  ones = types.Features(np.ones((2, 3)), np.ones((2, 2)), np.zeros(2, np.int32))
+  saved.write_features(path, {'train': ones})
+  assert saved.read_features(path).keys() == {'train'}
+  with zipfile.ZipFile(path, 'a') as archive:
+    archive.writestr('test/logits.npy', b'no array')
+  with pytest.raises(types.UserError, match='holds no features'):
+    saved.read_features(path)

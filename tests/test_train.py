@@ -315,6 +315,11 @@ def test_more_halvings_than_steps():
   np.testing.assert_allclose(float(rate(8)) / float(rate(6)), 1 / 2**4)
 
 
+def test_halvings_come_to_an_end():
+  with pytest.raises(types.UsageError, match='below 1001, got 2147483647'):
+    optimizer.build(10, **{**_RULE, 'halvings': 2**31 - 1})
+
+
 @pytest.mark.parametrize('parallel', sharding.PARALLEL)
 def test_the_state_that_is_handed_in_stays(parallel):
   engine = sharding.engine(

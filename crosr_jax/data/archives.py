@@ -21,6 +21,7 @@ from crosr_jax import types
 
 # Twice what the largest tar that is read here holds, packed or not.
 _LARGEST_TAR = 400_000_000
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Whatever damage makes of lengths and offsets, and packings or passwords that
 # no publisher uses.
 _DAMAGE = (
@@ -114,6 +115,9 @@ def _in_folder(
   for folder, _, names in walk:
     for name in names:
       file = pathlib.Path(folder, name)
+      # A pipe or a device may have no end, a link may lead nowhere.
+      if not file.is_file():
+        continue
       yield _Member(
         file.relative_to(path).as_posix(), file.stat().st_size, file.read_bytes
       )
@@ -122,9 +126,19 @@ def _in_folder(
 def _in_zip(path: pathlib.Path) -> Iterator[_Member]:
   with zipfile.ZipFile(path) as archive:
     for info in archive.infolist():
+      if info.compress_type not in _PACKED:
+        raise ValueError('packed as nobody published it')
       yield _Member(
-        info.filename, info.file_size, functools.partial(archive.read, info)
+        info.filename,
+        info.file_size,
+        functools.partial(_inflate, archive, info),
       )
+
+
+def _inflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+  # Asked for all there is, it unpacks more than it was told, in memory.
+  with archive.open(info) as file:
+    return file.read(info.file_size)
 
 
 def _in_tar(path: pathlib.Path) -> Iterator[_Member]:

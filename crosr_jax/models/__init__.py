@@ -20,6 +20,8 @@ SYSTEMS = {
   'none': 'supervised',
 }
 
+_MOST_MEMBERS = 1_000
+
 
 def build(
   num_classes: int,
@@ -59,7 +61,7 @@ def build(
       where the net is not in training; 0 = the whole image.
     dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
       statistics and outputs are float32.
-    members: nets that answer together where there are several.
+    members: nets that answer together where there are several; 1000 at most.
 
   Raises:
     ValueError: for a value that cannot be used; names it and the choices.
@@ -81,6 +83,10 @@ def build(
   ):
     if value < 1:
       raise types.UsageError(f'model.{name} must be at least 1, got {value}')
+  if members > _MOST_MEMBERS:
+    raise types.UsageError(
+      f'model.members must be at most {_MOST_MEMBERS}, got {members}'
+    )
   if eval_crop < 0:
     raise types.UsageError(
       f'model.eval_crop must be at least 0, got {eval_crop}'
