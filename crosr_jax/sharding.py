@@ -135,8 +135,8 @@ def engine(
     program, arguments = prepared(state, batches)
     state, metrics = program(*arguments)
     if platform == 'cpu' and len(devices) > 1:
-      # One at a time: replicas on a CPU share few threads, and those of a step
-      # that is begun while 32 others are under way can hold them for ever.
+      # One at a time: on a machine under load, replicas with many steps under
+      # way were seen to wait for each other until XLA's limit ended them.
       jax.block_until_ready(metrics)
     # Indexing would move every number of every step between the devices.
     return state, jax.tree.map(lambda x: x.addressable_data(0), metrics)
