@@ -50,19 +50,22 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _T = TypeVar('_T')
 
 
-def workdir(url: str, cache: str = '') -> pathlib.Path:
+def workdir(url: str, cache: str = '', *, writes: bool = True) -> pathlib.Path:
   """The local copy of a run's folder, all of it; `put` brings it up to date.
 
   Args:
     url: gs://bucket/path.
     cache: folder of the copies; '' is $CROSR_JAX_CACHE or ~/.cache/crosr_jax.
+    writes: whether this process works in it; else only the path is told, of
+      several processes.
 
   Raises:
     UsageError: where the URL cannot be used, or the extra is not installed.
     UserError: where the bucket cannot be read.
   """
-  mirror = _Mirror(url, cache, writes=True)
-  mirror.open()
+  mirror = _Mirror(url, cache, writes=writes)
+  if writes:
+    mirror.open()
   return mirror.local
 
 

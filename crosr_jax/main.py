@@ -11,6 +11,8 @@ overridden by --config.<field>=VALUE. The report is <workdir>/report.html.
 says what a run would take, and does nothing.
 """
 
+import functools
+
 from absl import flags
 
 from crosr_jax import bucket, cli, distributed, types
@@ -43,9 +45,10 @@ _PROCESSES = cli.define_processes()
 def main() -> None:
   """Runs the config."""
   name = cli.run_name(_CONFIG.value)
-  workdir = cli.folder(
-    'workdir', _WORKDIR.value or f'runs/{name}', bucket.workdir
-  )
+  run_folder = _WORKDIR.value or f'runs/{name}'
+  workdir = None
+  if not bucket.is_url(run_folder):
+    workdir = cli.folder('workdir', run_folder)
   data_dir = cli.path_of_data(_DATA_DIR)
   processes = cli.processes(_PROCESSES)
   if _DEVICES.present and not _DRY_RUN.value:
@@ -54,7 +57,7 @@ def main() -> None:
       'that are there'
     )
   # Flags are looked at before JAX is loaded: a typo is told at once.
-  from crosr_jax import pipeline
+  from crosr_jax import pipeline, sharding
   from crosr_jax.report import terminal
 
   if _DRY_RUN.value:
@@ -63,6 +66,10 @@ def main() -> None:
     print(terminal.plan(name, pipeline.plan(_CONFIG.value)))
     return
   with distributed.joined(processes):
+    if workdir is None:
+      # One process works in it.
+      opens = functools.partial(bucket.workdir, writes=sharding.is_writer())
+      workdir = cli.folder('workdir', run_folder, opens)
     result = pipeline.run(_CONFIG.value, name, workdir, data_dir)
   if not result:
     # Of several processes one tells.
