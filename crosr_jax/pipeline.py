@@ -398,9 +398,11 @@ def _fields() -> dict[str, tuple[Any, bool]]:
 def _fits(value: Any, kind: Any) -> bool:
   """Whether a value is of a type, as the stages annotate it."""
   if items := typing.get_args(kind):
-    return isinstance(value, tuple | list) and all(
-      _fits(x, items[0]) for x in value
-    )
+    if not isinstance(value, tuple | list):
+      return False
+    # Who reads splits tells better what is wrong within one.
+    is_nested = bool(typing.get_args(items[0]))
+    return is_nested or all(_fits(x, items[0]) for x in value)
   if isinstance(value, bool):
     return kind is bool
   return isinstance(value, (int, float) if kind is float else kind)

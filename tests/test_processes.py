@@ -242,13 +242,16 @@ def _difference(workdir, expected):
   return max((found, key) for key, found in largest.items())
 
 
-@pytest.mark.parametrize(('count', 'devices'), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(
+  ('count', 'devices', 'ways'),
+  [(2, 2, sharding.PARALLEL), (4, 1, ('shard_map',))],
+)
 def test_processes_end_where_one_ends(
-  command, alone, tmp_path, count, devices, record_property
+  command, alone, tmp_path, count, devices, ways, record_property
 ):
   """The two of uneven shares: 533 unknown digits, say."""
-  _run(command, tmp_path, count, devices)
-  for parallel in sharding.PARALLEL:
+  _run(command, tmp_path, count, devices, ways)
+  for parallel in ways:
     workdir = tmp_path / parallel
     difference, where = _difference(workdir, alone)
     record_property(f'largest difference, {parallel}', f'{difference} {where}')
