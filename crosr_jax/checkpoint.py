@@ -181,12 +181,8 @@ class Checkpoints:
   def _save(
     self, step: int, state: dict[str, Any], log: dict, best: int | None
   ) -> None:
-    if not self._steps.exists():
-      # Made anew it would lack what binds it to its config.
-      raise types.UserError(
-        f'{self._steps} was deleted while the run was in it; run the same '
-        'command again'
-      )
+    # Made anew it would lack what binds it to its config.
+    files.check_kept(self._steps)
     try:
       self._write(step, state, log)
     except (OSError, RuntimeError, ValueError) as error:

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from crosr_jax import types
+from crosr_jax import signals, types
 
 MODES = ('auto', 'on', 'off')
 TIMEOUT = 300
@@ -36,6 +36,8 @@ _SECONDS_FOR_METADATA = 5
 # that has too much to do must not look lost.
 _SECONDS_OF_SILENCE = 60
 _SECONDS_BETWEEN_BEATS = 1
+# Those who leave together come to the door together.
+_SECONDS_TO_LEAVE = 10
 # Others live as long as they compute: whoever waits for them has no limit of
 # its own.
 _DAY_IN_MS = 86_400_000
@@ -131,6 +133,8 @@ def joined(processes: Processes | None) -> Iterator[None]:
     yield
     wait('end')
   except BaseException as error:
+    if isinstance(error, signals.Terminated) and _all_come('asked'):
+      raise
     if _is_of_others(error):
       # What is wrong there is the line to end with, and the watch will say it.
       watch.wait_for_others()
@@ -215,9 +219,8 @@ class _Watch(threading.Thread):
       say(f'failed/{self._index}', f'{_exit_code(error)} {reason}')
 
   def leave(self, code: int) -> None:
-    """Ends this process; process 0 after the others have heard why."""
-    if self._index == 0:
-      time.sleep(4 * _SECONDS_BETWEEN_BEATS)
+    """Ends this process, once the others have heard why."""
+    _all_come('failed')
     _leave(code)
 
   def _look(self) -> None:
@@ -250,6 +253,22 @@ class _Watch(threading.Thread):
           f'{_SECONDS_OF_SILENCE} s, it was killed or its machine is lost; '
           'start all processes again, they go on from the newest checkpoint',
         )
+
+
+def _all_come(name: str) -> bool:
+  """Whether all who live leave for this reason, together; waits for them.
+
+  They hang on process 0, which waits a moment more.
+  """
+  from jax._src import distributed
+
+  try:
+    client().wait_at_barrier(f'crosr_jax/{name}', 1000 * _SECONDS_TO_LEAVE)
+  except RuntimeError:
+    return False
+  if distributed.global_state.process_id == 0:
+    time.sleep(_SECONDS_BETWEEN_BEATS)
+  return True
 
 
 def _given(

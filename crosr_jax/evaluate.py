@@ -14,6 +14,7 @@ other config.weibull and config.scorer fields does that.
 """
 
 import json
+import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -93,13 +94,14 @@ def main() -> None:
   from crosr_jax import choice, judge, saved
   from crosr_jax.report import terminal
 
-  known = _known()
+  workdir = cli.finished_run(_WORKDIR.value) if _WORKDIR.value else None
+  known = _known(workdir)
   recipe, decision = _recipe(known.info), _decision(known.info)
   choice.check_recipe(**recipe)
   choice.check_decision(**decision)
   augmented = known.info.get('method') == 'augmented'
-  if _UNKNOWN.value:
-    known = _with_unknown(known)
+  if _UNKNOWN.value and workdir:
+    known = _with_unknown(known, workdir)
   scored = judge.score(
     known.parts,
     known.class_names,
@@ -125,20 +127,17 @@ def main() -> None:
       print(f'note: {note}')
 
 
-def _known() -> _Known:
+def _known(workdir: pathlib.Path | None) -> _Known:
   """Features of the file, or of the run."""
   from crosr_jax import judge, saved
 
-  info: dict[str, Any] = {}
-  if _WORKDIR.value:
-    workdir = cli.finished_run(_WORKDIR.value)
-    info = saved.load_info(workdir)
-  if _FEATURES.value:
+  info = saved.load_info(workdir) if workdir else {}
+  if workdir and not _FEATURES.value:
+    parts = saved.load_features(workdir)
+  else:
     path = files.user_path(_FEATURES.value)
     parts = saved.read_features(path)
     judge.check_parts(parts, str(path))
-  else:
-    parts = saved.load_features(workdir)
   num_outputs = np.shape(parts['train'].logits)[1]
   names = info.get('class_names', [str(k) for k in range(num_outputs)])
   if len(names) != num_outputs:
@@ -165,11 +164,11 @@ def _decision(info: dict[str, Any]) -> dict[str, Any]:
   return fields
 
 
-def _with_unknown(known: _Known) -> _Known:
+def _with_unknown(known: _Known, workdir: pathlib.Path) -> _Known:
   """The known parts, with the unknown sets that were asked for."""
   from crosr_jax import data, openset
 
-  model = openset.load(cli.finished_run(_WORKDIR.value))
+  model = openset.load(workdir)
   sets, skipped = data.unknown_sets(
     _UNKNOWN.value,
     model.image_shape,

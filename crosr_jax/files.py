@@ -107,6 +107,15 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
     yield
 
 
+def check_kept(folder: pathlib.Path, name: str = '') -> None:
+  """Raises a UserError where a folder, or a file in it, is there no more."""
+  if not (folder / name).exists():
+    raise types.UserError(
+      f'{folder} was deleted while the run was in it; run the same command '
+      'again'
+    )
+
+
 def sweep(folder: str | os.PathLike) -> None:
   """Removes what writers that were killed left aside in a folder."""
   for path in pathlib.Path(folder).glob(f'.*{_ASIDE}'):

@@ -119,10 +119,9 @@ def run(
               show(step)
             if before < enough <= step:
               journal.estimate(num_steps - step)
-          is_last = sharding.anyone(is_ending(), now=is_row)
-          if not is_row and not is_last:
-            continue
-          with jax.transfer_guard('disallow'):
+            is_last = sharding.anyone(is_ending(), now=is_row)
+            if not is_row and not is_last:
+              continue
             # Looks at the metrics before anything is saved.
             journal.look()
             if is_due or is_last:
@@ -144,7 +143,10 @@ def run(
         # SIGTERM waits for that too.
         checkpoints.wait()
         if is_last:
+          # Whoever leaves sooner takes the others with it.
+          sharding.barrier()
           logging.info('asked to end: saved the checkpoint of step %d', step)
+          raise signals.Terminated
     best = journal.best() if keep == 'best' else None
     if best is not None and best != int(state.step):
       state = checkpoints.restore_step(best, state)

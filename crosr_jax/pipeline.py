@@ -168,11 +168,7 @@ def run(
       **config.weibull,
       **config.scorer,
     )
-    if not (workdir / 'config.json').exists():
-      raise types.UserError(
-        f'{workdir} was deleted while the run was in it; run the same command '
-        'again'
-      )
+    files.check_kept(workdir, 'config.json')
     saved.save(
       workdir,
       saved.Saved(
@@ -373,6 +369,14 @@ def _check_types(config: config_dict.ConfigDict) -> None:
 
 def _fields() -> dict[str, tuple[Any, bool]]:
   """By field, its type, and whether it is needed: as the stages have it."""
+  found = {name: (kind, True) for name, kind in _OWN.items()}
+  for name, parameter in _parameters():
+    found[name] = parameter.annotation, parameter.default is parameter.empty
+  return found
+
+
+def _parameters() -> Iterator[tuple[str, inspect.Parameter]]:
+  """Fields, each with what the stage that reads it says of it."""
   stages: list[tuple[str, Callable[..., Any]]] = [
     ('data', data.load),
     ('model', models.build),
@@ -383,16 +387,11 @@ def _fields() -> dict[str, tuple[Any, bool]]:
     ('weibull', choice.check_recipe),
     ('scorer', choice.check_decision),
   ]
-  found = {name: (kind, True) for name, kind in _OWN.items()}
   for section, stage in stages:
     for name, parameter in inspect.signature(stage).parameters.items():
       if parameter.kind is parameter.KEYWORD_ONLY and name not in _GIVEN:
         of = 'evaluation' if name in _EVALUATION else section
-        found[f'{of}.{name}'] = (
-          parameter.annotation,
-          parameter.default is parameter.empty,
-        )
-  return found
+        yield f'{of}.{name}', parameter
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -475,16 +474,9 @@ def _bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
 
 def _defaults() -> dict[str, Any]:
   """Of fields that the stages can do without, as JSON gives them back."""
-  stages: list[tuple[str, Callable[..., Any]]] = [
-    ('data', data.load),
-    ('model', models.build),
-    ('train', train.fit),
-    ('train', train.build_step),
-  ]
   found = {
-    f'{section}.{name}': parameter.default
-    for section, stage in stages
-    for name, parameter in inspect.signature(stage).parameters.items()
+    name: parameter.default
+    for name, parameter in _parameters()
     if parameter.default is not parameter.empty
   }
   return json.loads(json.dumps(found))

@@ -18,6 +18,8 @@ _is_deferred = False
 class Terminated(BaseException):
   """SIGTERM came, and what there was to save is saved."""
 
+  exit_code = 128 + signal.SIGTERM
+
 
 def listen() -> None:
   """From now on SIGTERM is answered; for the main thread of a command."""
@@ -51,7 +53,7 @@ def end() -> NoReturn:
     os.write(2, line)
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   os.kill(os.getpid(), signal.SIGTERM)
-  sys.exit(128 + signal.SIGTERM)  # Never reached where signals are.
+  sys.exit(Terminated.exit_code)  # Never reached where signals are.
 
 
 def _answer(*_: Any) -> None:

@@ -302,36 +302,26 @@ def plan(
   *,
   seed: int,
   parallel: str,
-  num_steps: int,
   batch_size: int,
-  log_every: int,
-  checkpoint_every: int,
-  keep_checkpoints: int,
-  steps_per_dispatch: int = 0,
-  data_on_device: str = 'auto',
-  keep: str = 'last',
-  balanced: bool = False,
   average: float = 0.0,
-  **step_fields: Any,
+  balanced: bool = False,
+  **fields: Any,
 ) -> Plan:
   """Traces and compiles the step that `fit` would run, and runs nothing.
 
   Args and errors are those of `fit`, with H, W, C of an image in place of the
   samples. Of an ensemble one member is told, as they are trained one by one.
   """
-  del balanced, steps_per_dispatch, data_on_device
+  del balanced
   if isinstance(model, ensemble.Ensemble):
     model = model.members[0]
-  _check_run(
-    num_steps, batch_size, log_every, checkpoint_every, keep_checkpoints, keep
-  )
-  step, rule = build_step(
+  step, rule = _checked_step(
     model,
     np.zeros((1, *image_shape), np.uint8),
     seed=seed,
-    num_steps=num_steps,
+    batch_size=batch_size,
     average=average,
-    **step_fields,
+    **fields,
   )
   state = jax.eval_shape(
     functools.partial(_first, rule=rule, average=average),
@@ -420,14 +410,16 @@ def fit(
     DivergedError: where a loss or a gradient is not finite; the last good
       checkpoint is kept.
   """
-  _check_run(
-    num_steps, batch_size, log_every, checkpoint_every, keep_checkpoints, keep
-  )
-  step, rule = build_step(
+  step, rule = _checked_step(
     model,
     train.image,
     seed=seed,
     num_steps=num_steps,
+    batch_size=batch_size,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    keep_checkpoints=keep_checkpoints,
+    keep=keep,
     average=average,
     **step_fields,
   )
@@ -500,20 +492,20 @@ def fit_all(
     folder = workdir / 'members' / str(i)
     own = count * seed + i
     trained.append(fit(member, train, select, folder, seed=own, **fields))
-  last = trained[-1].history[-1]['step']
   params, batch_stats = (
     {f'members_{i}': x.state.variables[name] for i, x in enumerate(trained)}
     for name in ('params', 'batch_stats')
   )
-  state = TrainState(np.int32(last), params, batch_stats, ())
   history = [
     {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    | {'step': rows[0]['step']}
     for rows in zip(*(x.history for x in trained), strict=True)
   ]
+  state = TrainState(np.int32(history[-1]['step']), params, batch_stats, ())
   history[-1]['select_accuracy'] = _accuracy(model, select, state)
   return loop.Trained(
     state,
-    [{**row, 'step': int(row['step'])} for row in history],
+    history,
     sum(x.seconds for x in trained),
     float(np.mean([x.images_per_second for x in trained])),
   )
@@ -611,14 +603,19 @@ def named_key(key: Array, name: str) -> Array:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def _check_run(
+def _checked_step(
+  model: dhrnet.DHRNet,
+  image: Any,
+  *,
   num_steps: int,
   batch_size: int,
   log_every: int,
   checkpoint_every: int,
   keep_checkpoints: int,
-  keep: str,
-) -> None:
+  keep: str = 'last',
+  **step_fields: Any,
+) -> tuple[sharding.ReplicaStep, optax.GradientTransformation]:
+  """`build_step`, where the fields of `fit` beside it can be used too."""
   _check_positive(
     num_steps=num_steps,
     batch_size=batch_size,
@@ -628,6 +625,7 @@ def _check_run(
   )
   sharding.check_even('train.batch_size', batch_size)
   types.check_choice('train.keep', keep, loop.KEEPS)
+  return build_step(model, image, num_steps=num_steps, **step_fields)
 
 
 def _check_positive(**fields: int) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -126,6 +127,45 @@ def pytest_addoption(parser):
     default=1,
     help='how often the resume test kills a run at a random moment',
   )
+
+
+# The main job in a few seconds.
+SMALL = (
+  '--config=configs/digits.py',
+  '--config.model.width=8',
+  '--config.model.latent_width=8',
+  '--config.train.num_steps=300',
+  '--config.train.checkpoint_every=60',
+  '--config.train.log_every=30',
+  '--config.report.pictures=False',
+)
+
+
+def free_port():
+  """Of this machine."""
+  with socket.socket() as found:
+    found.bind(('127.0.0.1', 0))
+    return found.getsockname()[1]
+
+
+@pytest.fixture(scope='module')
+def command(request, tmp_path_factory):
+  """The module's _COMMAND as a file."""
+  path = tmp_path_factory.mktemp('command') / 'command.py'
+  path.write_text(request.module._COMMAND)
+  return path
+
+
+@pytest.fixture
+def script(request, monkeypatch):
+  """Imports a script of the module's _SCRIPTS by its name."""
+  monkeypatch.syspath_prepend(str(ROOT / request.module._SCRIPTS))
+
+  def load(name):
+    sys.modules.pop(name, None)
+    return importlib.import_module(name)
+
+  return load
 
 
 @pytest.fixture(scope='session')

@@ -1,25 +1,11 @@
 """The scripts in benchmarks/ measure what they say, on small sizes."""
 
-import importlib
-import sys
-
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from crosr_jax import weibull
 
-
-@pytest.fixture
-def script(monkeypatch):
-  """Imports a script by its name."""
-  monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
-
-  def load(name):
-    sys.modules.pop(name, None)
-    return importlib.import_module(name)
-
-  return load
+_SCRIPTS = 'benchmarks'
 
 
 def test_cases_come_in_turns(script):

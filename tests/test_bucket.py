@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL
 from gcp_storage_emulator import server as emulator
 from google.cloud import storage
 from PIL import Image
@@ -26,15 +26,6 @@ from crosr_jax import bucket, checkpoint, cli, prepare, types
 from crosr_jax.data import prepared
 
 _URL = 'gs://models/runs/x'
-_SMALL = (
-  '--config=configs/digits.py',
-  '--config.model.width=8',
-  '--config.model.latent_width=8',
-  '--config.train.num_steps=300',
-  '--config.train.checkpoint_every=60',
-  '--config.train.log_every=30',
-  '--config.report.pictures=False',
-)
 
 
 class _Server:
@@ -509,7 +500,7 @@ def test_killed_and_moved_to_another_machine(
   server, environment, tmp_path, generator
 ):
   where = (environment, server, tmp_path / 'cache')
-  arguments = (*_SMALL, '--data_dir=gs://models/data')
+  arguments = (*SMALL, '--data_dir=gs://models/data')
   whole = _command(*where, 'main', *arguments, f'--workdir={tmp_path / "w"}')
   _, told = whole.communicate()
   assert whole.returncode == 0, told

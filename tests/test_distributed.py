@@ -3,14 +3,13 @@
 import http.server
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from crosr_jax import distributed, types
 
@@ -36,11 +35,13 @@ def main():
       np.arange(2.0) + 10 * index
     )
     everyone = multihost_utils.process_allgather(np.array([index, 7]))
-    print(
+    seen = (
       jax.process_count(), jax.device_count(), jax.local_device_count(),
       np.asarray(total.addressable_data(0)).item(), everyone.tolist(),
-      flush=True,
     )
+    # At once: Gloo writes there too.
+    sys.stdout.write('\\n' + ' '.join(map(str, seen)) + '\\n')
+    sys.stdout.flush()
     what = os.environ.get('WHAT')
     if what == f'fail {index}':
       raise types.UsageError(f'a mistake of process {index}')
@@ -51,19 +52,6 @@ def main():
 cli.run(main)
 """
 _SEEN = '2 4 2 22.0 [[0, 7], [1, 7]]'
-
-
-@pytest.fixture(scope='module')
-def command(tmp_path_factory):
-  path = tmp_path_factory.mktemp('command') / 'command.py'
-  path.write_text(_COMMAND)
-  return path
-
-
-def _free_port():
-  with socket.socket() as found:
-    found.bind(('127.0.0.1', 0))
-    return found.getsockname()[1]
 
 
 def _start(command, environment, *arguments, **variables):
@@ -80,7 +68,7 @@ def _start(command, environment, *arguments, **variables):
 
 def _pair(command, environment, **variables):
   """Two processes, by flags."""
-  address = f'--coordinator_address=127.0.0.1:{_free_port()}'
+  address = f'--coordinator_address=127.0.0.1:{free_port()}'
   return [
     _start(
       [str(command)],
@@ -106,9 +94,9 @@ def _ended(process, limit=300):
 
 
 def _first_line(process):
-  """What it prints first of its own."""
+  """What it prints first of its own; Gloo has words, and in pieces."""
   for line in process.stdout:
-    if not line.startswith('[Gloo]'):
+    if line[0].isdigit():
       return line.strip()
   pytest.fail(process.stderr.read())
 
@@ -127,7 +115,7 @@ def test_two_processes_find_each_other_by_flags(command, environment):
 
 def test_two_processes_find_each_other_in_slurm(command, environment):
   """What srun tells each of its tasks is enough."""
-  job = _free_port()  # two runs of the tests at once must not meet
+  job = free_port()  # two runs of the tests at once must not meet
   tasks = {
     'SLURM_JOB_ID': str(job),
     'SLURM_STEP_NODELIST': 'localhost',
@@ -191,7 +179,7 @@ def test_a_process_that_is_killed_is_missed(command, environment):
 
 
 def test_where_nobody_answers_one_line_says_so(command, environment):
-  port = _free_port()
+  port = free_port()
   started = [
     _start(
       [str(command)],

@@ -11,19 +11,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 from crosr_jax import saved
-
-_SMALL = (
-  '--config=configs/digits.py',
-  '--config.model.width=8',
-  '--config.model.latent_width=8',
-  '--config.train.num_steps=300',
-  '--config.train.checkpoint_every=60',
-  '--config.train.log_every=30',
-  '--config.report.pictures=False',
-)
 
 
 @pytest.fixture(scope='session')
@@ -70,7 +60,7 @@ def _figures(workdir):
 
 
 def test_main_job(run, finished):
-  process = run(*_SMALL, f'--workdir={finished}')
+  process = run(*SMALL, f'--workdir={finished}')
   assert process.returncode == 0, process.stderr
   assert 'digits_unknown: 316 known, 533 unknown' in process.stdout
   report = json.loads((finished / 'report.json').read_text())
@@ -96,7 +86,7 @@ def test_main_job(run, finished):
 def test_again_with_other_scorer_fields(run, finished):
   before = _figures(finished)
   process = run(
-    *_SMALL, f'--workdir={finished}', '--config.scorer.decision=tpr95',
+    *SMALL, f'--workdir={finished}', '--config.scorer.decision=tpr95',
     '--config.weibull.scaling=none', '--config.report.pictures=True',
     "--config.evaluation.unknown_sets=('mnist_noise:sum',)",
   )  # fmt: skip
@@ -111,9 +101,9 @@ def test_again_with_other_scorer_fields(run, finished):
 
 
 def test_bound_fields_are_named(run, finished):
-  process = run(*_SMALL, f'--workdir={finished}', '--config.train.flip=True')
+  process = run(*SMALL, f'--workdir={finished}', '--config.train.flip=True')
   _fails(process, 2, 'train.flip was False and is now True', '--workdir')
-  process = run(*_SMALL, f'--workdir={finished}', '--config.seed=3')
+  process = run(*SMALL, f'--workdir={finished}', '--config.seed=3')
   _fails(process, 2, 'seed was 0 and is now 3')
 
 
@@ -125,9 +115,9 @@ def test_a_workdir_from_before_a_field(run, finished):
   del config['data']['splits'], config['counterfactual']
   path.write_text(json.dumps(config))
   # It had the default, and nothing else.
-  process = run(*_SMALL, f'--workdir={finished}', '--config.train.keep=best')
+  process = run(*SMALL, f'--workdir={finished}', '--config.train.keep=best')
   _fails(process, 2, 'train.keep was last and is now best')
-  process = run(*_SMALL, f'--workdir={finished}', '--config.seed=3')
+  process = run(*SMALL, f'--workdir={finished}', '--config.seed=3')
   _fails(process, 2, ': seed was 0 and is now 3; take')
   path.write_text(before)
 
@@ -138,7 +128,7 @@ def test_damaged_checkpoint_falls_back(run, finished):
   target.write_bytes(target.read_bytes()[:-1])
   before = _figures(finished)
   process = run(
-    *_SMALL, f'--workdir={finished}', '--config.weibull.scaling=none',
+    *SMALL, f'--workdir={finished}', '--config.weibull.scaling=none',
     '--config.scorer.decision=tpr95',
     "--config.evaluation.unknown_sets=('mnist_noise:sum',)",
   )  # fmt: skip
@@ -156,7 +146,7 @@ def whole(run, tmp_path_factory):
   """A run that nothing interrupted, and the seconds that it took."""
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
   begin = time.monotonic()
-  assert run(*_SMALL, f'--workdir={workdir}').returncode == 0
+  assert run(*SMALL, f'--workdir={workdir}').returncode == 0
   return workdir, time.monotonic() - begin
 
 
@@ -175,23 +165,23 @@ def test_killed_at_any_moment_ends_bit_equal(run, whole, request, tmp_path):
   for i in range(request.config.getoption('--kills')):
     workdir = tmp_path / f'killed{i}'
     moment = generator.uniform(0.3, 1.0) * whole[1]
-    process = run(*_SMALL, f'--workdir={workdir}', wait=False)
+    process = run(*SMALL, f'--workdir={workdir}', wait=False)
     time.sleep(moment)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    again = run(*_SMALL, f'--workdir={workdir}')
+    again = run(*SMALL, f'--workdir={workdir}')
     assert again.returncode == 0, again.stderr
     _assert_as(workdir, whole[0])
 
 
 def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
   workdir = tmp_path / 'w'
-  process = run(*_SMALL, f'--workdir={workdir}', wait=False)
+  process = run(*SMALL, f'--workdir={workdir}', wait=False)
   while 'first step after' not in (line := process.stderr.readline()):
     assert line
   process.send_signal(signal.SIGSTOP)
   holder = f'process {process.pid} on {socket.gethostname()}'
-  second = run(*_SMALL, f'--workdir={workdir}')
+  second = run(*SMALL, f'--workdir={workdir}')
   _fails(second, 1, str(workdir), f'in use by {holder}', 'take another')
   process.send_signal(signal.SIGTERM)
   process.send_signal(signal.SIGCONT)
@@ -203,7 +193,7 @@ def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
   assert told.endswith(
     'terminated; the same command goes on where it was stopped\n'
   )
-  again = run(*_SMALL, f'--workdir={workdir}')
+  again = run(*SMALL, f'--workdir={workdir}')
   assert again.returncode == 0, again.stderr
   assert f'restored the checkpoint of step {saved_step[1]}\n' in again.stderr
   _assert_as(workdir, whole[0])
@@ -211,7 +201,7 @@ def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
 
 def test_a_workdir_that_is_deleted_is_not_made_anew(run, tmp_path):
   workdir = tmp_path / 'w'
-  process = run(*_SMALL, f'--workdir={workdir}', wait=False)
+  process = run(*SMALL, f'--workdir={workdir}', wait=False)
   while 'fitting and scoring' not in (line := process.stderr.readline()):
     assert line
   process.send_signal(signal.SIGSTOP)
@@ -226,9 +216,9 @@ def test_files_that_cannot_be_written(run, whole, tmp_path):
   """As on a full disk, which needs root: no file may be larger than 4 kB."""
   workdir = tmp_path / 'w'
   limited = ('bash', '-c', 'ulimit -f 4; exec "$@"', 'bash')
-  process = run(*_SMALL, f'--workdir={workdir}', prefix=limited)
+  process = run(*SMALL, f'--workdir={workdir}', prefix=limited)
   _fails(process, 1, 'checkpoint of step 60 cannot be written', str(workdir))
-  again = run(*_SMALL, f'--workdir={workdir}')
+  again = run(*SMALL, f'--workdir={workdir}')
   assert again.returncode == 0, again.stderr
   _assert_as(workdir, whole[0])
 
@@ -240,33 +230,33 @@ def test_files_that_cannot_be_written(run, whole, tmp_path):
     (['--config='], ['--config is needed']),
     (['--config=configs/digit.py'], ['no file', 'mean configs/digits.py?']),
     (['--config=configs/digits.py:'], ['no variant after the colon']),
-    ([*_SMALL, '--config=configs/no.py'], ['more than once']),
-    ([*_SMALL, f'--config.seed={10**30}'], ['seed is too large', str(10**30)]),
-    ([*_SMALL, '--config.seed=-1'], ['seed must be at least 0, got -1']),
+    ([*SMALL, '--config=configs/no.py'], ['more than once']),
+    ([*SMALL, f'--config.seed={10**30}'], ['seed is too large', str(10**30)]),
+    ([*SMALL, '--config.seed=-1'], ['seed must be at least 0, got -1']),
     (['--config=configs'], ["'configs' is a folder"]),
     (['--config=setup.cfg'], ['setup.cfg cannot be loaded', '.py']),
     (['--config=configs/digits.py:paper'], ['no variants', ':paper']),
-    ([*_SMALL, '--config.train.numsteps=3'],
+    ([*SMALL, '--config.train.numsteps=3'],
      ["no field 'train.numsteps'", 'did you mean train.num_steps?']),
-    ([*_SMALL, '--config.trian.num_steps=3'], ["no field 'trian.num_steps'"]),
-    ([*_SMALL, '--config.train=3'], ["'train'", 'it is a section']),
-    ([*_SMALL, '--config.train.num_steps=many'], ['num_steps=many']),
-    ([*_SMALL, '--config.train.num_steps=1.5'], ['num_steps=1.5']),
-    ([*_SMALL, '--config.train.flip=perhaps'], ['flip=perhaps']),
-    ([*_SMALL, '--config.train.num_steps=-1'], ['num_steps', '-1']),
-    ([*_SMALL, '--config.model.lateral=bottle'], ["'bottle'", 'bottleneck']),
-    ([*_SMALL, '--config.data.unknown_classes=1,2,3,4,5,6,7,8,9'],
+    ([*SMALL, '--config.trian.num_steps=3'], ["no field 'trian.num_steps'"]),
+    ([*SMALL, '--config.train=3'], ["'train'", 'it is a section']),
+    ([*SMALL, '--config.train.num_steps=many'], ['num_steps=many']),
+    ([*SMALL, '--config.train.num_steps=1.5'], ['num_steps=1.5']),
+    ([*SMALL, '--config.train.flip=perhaps'], ['flip=perhaps']),
+    ([*SMALL, '--config.train.num_steps=-1'], ['num_steps', '-1']),
+    ([*SMALL, '--config.model.lateral=bottle'], ["'bottle'", 'bottleneck']),
+    ([*SMALL, '--config.data.unknown_classes=1,2,3,4,5,6,7,8,9'],
      ['leaves 1 of 10', 'at least 2']),
-    ([*_SMALL, '--config.weibull.tail=0.05'], ["'0.05'", "'5%'"]),
-    ([*_SMALL, '--config.scorer.reject_known=0.6'], ['reject_known', '0.6']),
-    ([*_SMALL, '--config.scorer.decision=half1'], ["'half1'", 'half']),
-    ([*_SMALL, '--config.scorer.alpha=0'], ['alpha', '0']),
-    ([*_SMALL, '--config.parallel=both'], ["'both'", 'shard_map']),
-    ([*_SMALL, '--wrkdir=x'], ["'wrkdir'", 'workdir']),
-    ([*_SMALL, 'runs/x'], ["unexpected argument 'runs/x'"]),
-    ([*_SMALL, '--workdir=setup.cfg'], ['--workdir=setup.cfg is a file']),
-    ([*_SMALL, '--workdir=/proc/nowhere'], ['--workdir=/proc/nowhere cannot']),
-    ([*_SMALL, '--workdir=setup.cfg/x'], ['--workdir=setup.cfg/x cannot']),
+    ([*SMALL, '--config.weibull.tail=0.05'], ["'0.05'", "'5%'"]),
+    ([*SMALL, '--config.scorer.reject_known=0.6'], ['reject_known', '0.6']),
+    ([*SMALL, '--config.scorer.decision=half1'], ["'half1'", 'half']),
+    ([*SMALL, '--config.scorer.alpha=0'], ['alpha', '0']),
+    ([*SMALL, '--config.parallel=both'], ["'both'", 'shard_map']),
+    ([*SMALL, '--wrkdir=x'], ["'wrkdir'", 'workdir']),
+    ([*SMALL, 'runs/x'], ["unexpected argument 'runs/x'"]),
+    ([*SMALL, '--workdir=setup.cfg'], ['--workdir=setup.cfg is a file']),
+    ([*SMALL, '--workdir=/proc/nowhere'], ['--workdir=/proc/nowhere cannot']),
+    ([*SMALL, '--workdir=setup.cfg/x'], ['--workdir=setup.cfg/x cannot']),
   ],
 )  # fmt: skip
 def test_usage_errors(run, tmp_path, arguments, words):
@@ -288,7 +278,7 @@ def test_config_with_a_mistake(run, tmp_path):
 
 
 def test_class_that_cannot_be_fitted(run, tmp_path):
-  arguments = (*_SMALL, f'--workdir={tmp_path / "w"}')
+  arguments = (*SMALL, f'--workdir={tmp_path / "w"}')
   # A typo that stopped a run does not bind its workdir.
   _fails(run(*arguments, '--config.train.momentum=2'), 2, 'momentum')
   process = run(*arguments, '--config.train.num_steps=1')
@@ -300,7 +290,7 @@ def test_class_that_cannot_be_fitted(run, tmp_path):
 
 def test_divergence_is_one_line(run, tmp_path):
   process = run(
-    *_SMALL, f'--workdir={tmp_path / "w"}', '--config.train.clip_norm=0',
+    *SMALL, f'--workdir={tmp_path / "w"}', '--config.train.clip_norm=0',
     '--config.train.learning_rate=1e30', '--config.train.schedule=constant',
     '--config.train.warmup_share=0',
   )  # fmt: skip

@@ -3,20 +3,19 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from crosr_jax import sharding
 
 # The main job in small, both ways one after the other; or a training of next to
 # nothing, in which one is lost.
 _COMMAND = """
-import itertools, os, pathlib, signal
+import itertools, os, pathlib, signal, sys
 from typing import Any, NamedTuple
 from crosr_jax import cli, distributed
 
@@ -82,6 +81,8 @@ def train(parallel, workdir, lost):
       # As if its machine was lost.
       if f'{jax.process_index()}:{i}' == lost:
         os.kill(os.getpid(), signal.SIGKILL)
+      if f'{jax.process_index()}:{i}' == os.environ.get('ASKED'):
+        os.kill(os.getpid(), signal.SIGTERM)
       yield np.arange(i, i + 8, dtype=np.float32)[sharding.share(8)]
 
   found = loop.run(
@@ -96,7 +97,9 @@ def train(parallel, workdir, lost):
     checkpoint_every=25,
     keep_checkpoints=3,
   )
-  print('w', *found.state.w.tolist(), flush=True)
+  # At once: Gloo writes there too.
+  told = ' '.join(map(str, ['w', *found.state.w.tolist()]))
+  sys.stdout.write(f'\\n{told}\\n')
 
 
 def main():
@@ -129,19 +132,6 @@ cli.run(main)
 """
 
 
-@pytest.fixture(scope='module')
-def command(tmp_path_factory):
-  path = tmp_path_factory.mktemp('command') / 'command.py'
-  path.write_text(_COMMAND)
-  return path
-
-
-def _free_port():
-  with socket.socket() as found:
-    found.bind(('127.0.0.1', 0))
-    return found.getsockname()[1]
-
-
 def _start(command, workdir, count, devices, ways=sharding.PARALLEL, **more):
   """`count` processes of the same run."""
   from conftest import COMMAND_ENVIRONMENT
@@ -155,7 +145,7 @@ def _start(command, workdir, count, devices, ways=sharding.PARALLEL, **more):
     'WAYS': ' '.join(ways),
     **more,
   }
-  address = f'--coordinator_address=127.0.0.1:{_free_port()}'
+  address = f'--coordinator_address=127.0.0.1:{free_port()}'
   return [
     subprocess.Popen(
       [
@@ -295,3 +285,18 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
     assert bool(restored) == (i == 0)
     told = re.search(r'^w (.*)$', out, re.MULTILINE)[1].split()
     np.testing.assert_allclose([float(x) for x in told], [w, w], rtol=1e-6)
+
+
+def test_one_is_asked_to_end_and_all_do(command, tmp_path):
+  """At the next row after step 60; what is saved there is gone on from."""
+  way = ('shard_map',)
+  started = _start(command, tmp_path, 2, 1, way, LOST='', ASKED='1:60')
+  for code, out, err in _ended(started):
+    assert code == -signal.SIGTERM and 'done' not in out
+    assert 'error: ' not in err and 'Traceback' not in err
+    assert 'asked to end: saved the checkpoint of step 75' in err
+  digests = tmp_path / 'shard_map' / 'digests'
+  assert sorted(x.name for x in digests.iterdir())[-1] == '75.json'
+  again = _ended(_start(command, tmp_path, 2, 1, way, LOST=''))
+  assert 'restored the checkpoint of step 75' in again[0][2]
+  assert [code for code, *_ in again] == [0, 0]

@@ -1,28 +1,15 @@
 """The scripts in reliability/ see what they look for."""
 
-import importlib
 import json
-import sys
 import time
 
 import hypothesis
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from crosr_jax import types
 
-
-@pytest.fixture
-def script(monkeypatch):
-  """Imports a script by its name."""
-  monkeypatch.syspath_prepend(str(ROOT / 'reliability'))
-
-  def load(name):
-    sys.modules.pop(name, None)
-    return importlib.import_module(name)
-
-  return load
+_SCRIPTS = 'reliability'
 
 
 def test_half_written_files_are_found(script, tmp_path):
