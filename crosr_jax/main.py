@@ -48,7 +48,7 @@ def main() -> None:
   run_folder = _WORKDIR.value or f'runs/{name}'
   workdir = None
   if not bucket.is_url(run_folder):
-    workdir = cli.folder('workdir', run_folder)
+    workdir = cli.folder('workdir', run_folder, bucket.workdir)
   data_dir = cli.path_of_data(_DATA_DIR)
   processes = cli.processes(_PROCESSES)
   if _DEVICES.present and not _DRY_RUN.value:

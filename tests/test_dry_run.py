@@ -171,6 +171,8 @@ def test_the_command_writes_nothing(run, tmp_path):
     (['--dry_run', '--devices=0'], '--devices=0: must be in 1..'),
     (['--dry_run', '--devices=3'], 'train.batch_size=64 cannot be split'),
     (['--dry_run', '--config.train.keep=b'], 'train.keep must be one of'),
+    (['--dry_run', '--config.data.num_classes=5'], 'is for data.name='),
+    (['--workdir=s3://b/x'], 'or of a bucket, gs://bucket/path'),
   ],
 )
 def test_mistakes(run, arguments, message):

@@ -184,16 +184,9 @@ def _source(
 ) -> tuple[sources.Published, list[folder.Skipped]]:
   """A data set, and which of its files are left out."""
   if name != 'folder':
-    of_folder = {
-      'train_dir': train_dir,
-      'test_dir': test_dir,
-      'num_classes': num_classes,
-    }
-    for field, value in of_folder.items():
-      if value:
-        raise types.UsageError(
-          f"data.{field}={value} is for data.name='folder', this is {name}"
-        )
+    _check_no_folder(
+      name, train_dir=train_dir, test_dir=test_dir, num_classes=num_classes
+    )
     return sources.SOURCES[name](data_dir), []
   shape = _folder_shape(image_size, grey)
   train, skipped = folder.source(
@@ -212,6 +205,15 @@ def _source(
   return sources.Published(train, test), skipped + more
 
 
+def _check_no_folder(name: str, **of_folder: Any) -> None:
+  """Raises where another data set is given a field of 'folder'."""
+  for field, value in of_folder.items():
+    if value:
+      raise types.UsageError(
+        f"data.{field}={value} is for data.name='folder', this is {name}"
+      )
+
+
 def _folder_shape(image_size: int, grey: bool) -> tuple[int, int, int]:
   if not _SMALLEST <= image_size <= _LARGEST:
     raise types.UsageError(
@@ -227,6 +229,7 @@ def expected(
   splits: Sequence[Sequence[int]] = (),
   split: int = 0,
   train_dir: str = '',
+  test_dir: str = '',
   num_classes: int = 0,
   image_size: int = 64,
   grey: bool = False,
@@ -242,6 +245,9 @@ def expected(
   del others
   types.check_choice('data.name', name, (*sources.SOURCES, 'folder'))
   if name != 'folder':
+    _check_no_folder(
+      name, train_dir=train_dir, test_dir=test_dir, num_classes=num_classes
+    )
     shape, count = sources.SHAPES[name]
   else:
     if not num_classes and not train_dir:
