@@ -22,6 +22,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -45,7 +46,7 @@ SMALLEST_ERROR = 1e-12
 
 # Numbers of a piece of a block that are looked at together: what is computed of
 # them in float64 stays in the processor's cache.
-_CELLS = 1 << 17
+_CELLS = 1 << 18
 # Distances that differ by less of themselves are equal.
 _ROUNDING = 3e-14
 # Pieces whose largest distances wait to be merged, at most.
@@ -247,7 +248,7 @@ def _fit(
   scale, dead = _feature_scale(
     blocks, vector, scaling, count, mav, width, everyone
   )
-  space = _Space(vector, mav, scale, width)
+  space = _Space(vector, mav, scale, width, scaling != 'none')
   if vector == 'evidence':
     space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
   if tail_blocks is not None:
@@ -448,6 +449,11 @@ def activation_vector(
   features: types.Features, vector: str, dtype: Any = np.float64
 ) -> np.ndarray:
   """[N, D]: what `vector` names, side by side."""
+  parts = _parts(features, vector)
+  return np.concatenate(parts, axis=1, dtype=dtype, casting='unsafe')
+
+
+def _parts(features: types.Features, vector: str) -> list[np.ndarray]:
   parts = [np.asarray(features.logits)]
   if vector != 'logits':
     parts.append(np.asarray(features.latent))
@@ -455,7 +461,7 @@ def activation_vector(
     error = np.asarray(features.reconstruction_error, np.float64)
     log_error = np.log(np.maximum(error, SMALLEST_ERROR))
     parts.append(log_error[:, None])
-  return np.concatenate(parts, axis=1, dtype=dtype, casting='unsafe')
+  return parts
 
 
 class _Space(NamedTuple):
@@ -465,6 +471,7 @@ class _Space(NamedTuple):
   mav: np.ndarray  # [K, D]
   scale: np.ndarray  # [D]
   width: int  # L, of the latent
+  is_scaled: bool  # whether any of them is not 1
   part_mean: np.ndarray = np.zeros((0, 3))  # [K, 3] of 'evidence'
   part_deviation: np.ndarray = np.zeros((0, 3))
 
@@ -489,26 +496,36 @@ class _Space(NamedTuple):
     deviation = np.sqrt(np.where(moves, variance, np.inf))
     return self._replace(part_mean=mean, part_deviation=deviation)
 
-  def distance(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """[N, D] and classes [N] -> [N]."""
+  def distance(
+    self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
+  ) -> np.ndarray:
+    """[N, D] and classes [N] -> [N]; works in both arrays."""
     if self.vector != 'evidence':
-      a = a - self.mav[label]
-      a /= self.scale
-      return np.sqrt(np.einsum('nd,nd->n', a, a))
-    above = self.parts(a, label) - self.part_mean[label]
+      self._centre(a, label, spare)
+      return np.sqrt(np.vecdot(a, a))
+    above = self.parts(a, label, spare) - self.part_mean[label]
     above = np.maximum(above / self.part_deviation[label], 0.0)
     return np.linalg.norm(above * EVIDENCE_WEIGHTS, axis=1)
 
-  def parts(self, a: np.ndarray, label: np.ndarray) -> np.ndarray:
+  def parts(
+    self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
+  ) -> np.ndarray:
     """Shortfall of the logit, distance of code and of error, [N, 3].
 
-    The last two are 0 where there is no such part.
+    The last two are 0 where there is no such part. Works in both arrays.
     """
-    x = (a - self.mav[label]) / self.scale
+    self._centre(a, label, spare)
     first = len(self.mav)
-    code, error = np.split(x[:, first:], [self.width], axis=1)
-    norms = [np.linalg.norm(part, axis=1) for part in (code, error)]
-    return np.column_stack([-x[np.arange(len(x)), label], *norms])
+    code, error = np.split(a[:, first:], [self.width], axis=1)
+    norms = [np.sqrt(np.vecdot(part, part)) for part in (code, error)]
+    return np.column_stack([-a[np.arange(len(a)), label], *norms])
+
+  def _centre(
+    self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
+  ) -> None:
+    _less_own_mean(a, self.mav, label, spare)
+    if self.is_scaled:
+      a /= self.scale
 
 
 class _Tails:
@@ -589,28 +606,40 @@ def _largest(rows: Any, size: np.ndarray, first: int) -> np.ndarray:
 def _correct(
   blocks: Blocks,
   vector: str,
-  fn: Callable[[np.ndarray, np.ndarray], Any],
+  fn: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
 ) -> _Correct:
-  """fn(vectors, labels) of the correctly classified, by piece, in order."""
+  """fn(vectors, labels, spare) of the correctly classified, by piece, in order.
+
+  fn may change the vectors, and has `spare` of their shape to work in. Both
+  are used again for other pieces: it must not return them.
+  """
+  # New memory for every piece would take longer than what is computed in it.
+  own = threading.local()
 
   def work(
     features: types.Features, positions: np.ndarray
   ) -> tuple[Any, np.ndarray, tuple[int, int, int]]:
     piece = features.rows(positions)
-    right = np.argmax(piece.logits, axis=1) == piece.label
+    parts = _parts(piece, vector)
+    shape = len(positions), sum(part.shape[1] for part in parts)
+    pair = getattr(own, 'pair', np.empty((2, 0, 0)))
+    if pair.shape[1] < shape[0] or pair.shape[2] != shape[1]:
+      own.pair = pair = np.empty((2, *shape))
+    a, spare = pair[:, : shape[0]]
+    np.concatenate(parts, axis=1, out=a, casting='unsafe')
     # A sum is finite only if every term is; the costly look is for the rest.
     with np.errstate(invalid='ignore', over='ignore'):
-      parts = [piece.logits, piece.latent]
-      if vector == 'evidence':
-        parts.append(piece.reconstruction_error)
-      is_finite = np.isfinite(sum(part.sum() for part in parts))
+      is_finite = np.isfinite(np.vecdot(a, a).sum())
     if not is_finite:
-      _check_finite(activation_vector(piece, vector), 'features')
+      _check_finite(a, 'features')
+    label = piece.label.astype(np.int64)
+    right = np.argmax(piece.logits, axis=1) == label
     if not right.all():
-      piece = piece.rows(right)
-    a, label = activation_vector(piece, vector), piece.label.astype(np.int64)
+      label = label[right]
+      count = len(label)
+      a, spare = a[right], spare[:count]
     sizes = piece.logits.shape[1], piece.latent.shape[1], a.shape[1]
-    return fn(a, label), label, sizes
+    return fn(a, label, spare), label, sizes
 
   before: tuple[int, ...] | None = None
   for result, label, sizes in _on_all_cores(work, _pieces(blocks)):
@@ -642,7 +671,10 @@ def _class_means(
   """Correct samples per class, [K], their means, [K, D], and L."""
   shift: Any = None
 
-  def sums(a: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def sums(
+    a: np.ndarray, label: np.ndarray, spare: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    del spare
     # Sums around the first piece's mean keep their digits at any offset.
     nonlocal shift
     if shift is None:
@@ -690,7 +722,7 @@ def _counts(
   """Correct samples per class of blocks other than those of the means, [K]."""
   count = np.zeros(len(mav), np.int64)
   for vector_width, label, (num_classes, latent_width) in _correct(
-    blocks, vector, lambda a, _: a.shape[1]
+    blocks, vector, lambda a, *_: a.shape[1]
   ):
     if (num_classes, vector_width) != mav.shape or latent_width != width:
       raise types.UsageError(
@@ -700,6 +732,14 @@ def _counts(
       )
     count += np.bincount(label, minlength=num_classes)
   return count
+
+
+def _less_own_mean(
+  a: np.ndarray, mav: np.ndarray, label: np.ndarray, spare: np.ndarray
+) -> None:
+  """Takes from each row of a [N, D] the mean of its class, in place."""
+  np.take(mav, label, axis=0, out=spare, mode='clip')
+  a -= spare
 
 
 def _add_by_class(total: np.ndarray, label: np.ndarray, a: np.ndarray) -> None:
@@ -757,8 +797,10 @@ def _deviations(
   total = count.sum()
   within = np.zeros(mav.shape[1])
 
-  def squares(a: np.ndarray, label: np.ndarray) -> np.ndarray:
-    a -= mav[label]
+  def squares(
+    a: np.ndarray, label: np.ndarray, spare: np.ndarray
+  ) -> np.ndarray:
+    _less_own_mean(a, mav, label, spare)
     return np.einsum('nd,nd->d', a, a)
 
   for found, *_ in _correct(blocks, vector, squares):
