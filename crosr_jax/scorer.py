@@ -33,6 +33,9 @@ LARGEST_LOG_ODDS = 1e20
 # nothing; above, a matmul, and such sums for the nearest classes alone.
 _DIRECT = 16_384
 _NEAREST = 8
+# A squared distance below this share of the two squared norms counts as near:
+# there a matmul's loses more than two bits.
+_CLOSE = 0.25
 # Rows of a block: as many as make its [B, K] and [B, D] a good piece of work,
 # within bounds; but never more than memory has room for, 16 MiB each.
 _GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22
@@ -329,21 +332,32 @@ def norms(x: Array, mav: Array, mav_square: Array) -> Array:
     difference = x[:, None, :] - mav[None, :, :]
     return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2)).T
   product = jnp.matmul(mav, x.T, precision=jax.lax.Precision.HIGHEST)
-  square = (
-    jnp.sum(jnp.square(x), axis=1)[None, :]
-    + mav_square[:, None]
-    - 2.0 * product
-  )
-  # What is left of two large squares near a class mean has few true digits.
-  _, nearest = jax.lax.top_k(-square.T, min(_NEAREST, len(mav)))
-  exact = jax.lax.map(
-    lambda i: jnp.sum(
-      jnp.square(x - mav.at[i].get(mode='promise_in_bounds')), axis=1
-    ),
-    nearest.T,
-  )
-  row = jnp.arange(x.shape[0], dtype=nearest.dtype)[None, :]
-  return jnp.sqrt(jnp.maximum(square.at[nearest.T, row].set(exact), 0.0))
+  whole = jnp.sum(jnp.square(x), axis=1)[None, :] + mav_square[:, None]
+  square = whole - 2.0 * product
+  # What is left of two large squares near a class mean has few true digits:
+  # there, nearest first, by each sample's own need, whoever is beside it.
+  close = jnp.where(square < _CLOSE * whole, square, jnp.inf)
+  row = jnp.arange(len(x))
+
+  def more(carry: tuple[Array, ...]) -> Array:
+    count, least, *_ = carry
+    return (count < _NEAREST) & jnp.any(least < jnp.inf)
+
+  def exact(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    count, least, close, square = carry
+    nearest = jnp.argmin(close, axis=0)
+    difference = x - mav.at[nearest].get(mode='promise_in_bounds')
+    # Of a sample that needs none, out of bounds.
+    square = square.at[jnp.where(least < jnp.inf, nearest, len(mav)), row].set(
+      jnp.sum(jnp.square(difference), axis=1), mode='drop'
+    )
+    close = close.at[nearest, row].set(jnp.inf)
+    return count + 1, close.min(axis=0), close, square
+
+  none = jnp.zeros((), jnp.int32)
+  start: tuple[Array, ...] = (none, close.min(axis=0), close, square)
+  *_, square = jax.lax.while_loop(more, exact, start)
+  return jnp.sqrt(jnp.maximum(square, 0.0))
 
 
 def log_power(d: Array, shape: Array, one: Array, scale: Array) -> Array:

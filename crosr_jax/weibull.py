@@ -46,7 +46,7 @@ SMALLEST_ERROR = 1e-12
 
 # Numbers of a piece of a block that are looked at together: what is computed of
 # them in float64 stays in the processor's cache.
-_CELLS = 1 << 18
+_CELLS = 1 << 17
 # Distances that differ by less of themselves are equal.
 _ROUNDING = 3e-14
 # Pieces whose largest distances wait to be merged, at most.

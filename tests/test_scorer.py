@@ -119,6 +119,11 @@ def test_distances_of_samples_near_a_mean_keep_their_digits():
     _, _, expected = _reference(features, model, 'crosr')
     found = scorer.distances(features, model)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # Whoever is in the block: here a sample far from all of them as well.
+    logits, latent, label = (np.stack([x[0], x[0]]) for x in features[:3])
+    latent[1] = -1000.0
+    found_two = scorer.distances(types.Features(logits, latent, label), model)
+    np.testing.assert_array_equal(found_two[0], found[0])
 
 
 @pytest.mark.parametrize('method', scorer.METHODS)
