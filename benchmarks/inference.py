@@ -89,9 +89,8 @@ def _cases(name, model, image):
   for layout in (torch.contiguous_format, torch.channels_last):
     title = f'PyTorch, {str(layout).removeprefix("torch.").split("_f")[0]}'
     cases[title] = _torch(torch, made, image, layout, fitted)
-    cases[f'{title}, compiled'] = _torch(
-      torch, torch.compile(made), image, layout, fitted
-    )
+    compiled = torch.compile(made, dynamic=False)
+    cases[f'{title}, compiled'] = _torch(torch, compiled, image, layout, fitted)
   return cases
 
 

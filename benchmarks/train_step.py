@@ -196,7 +196,7 @@ def _torch(name: str, steps: int, layout: str, compiled: bool) -> timing.Case:
     )
 
   if compiled:
-    loss_of = torch.compile(loss_of)
+    loss_of = torch.compile(loss_of, dynamic=False)
 
   def run():
     for _ in range(steps):
