@@ -83,7 +83,8 @@ def oscr(known: np.ndarray, unknown: np.ndarray, correct: np.ndarray) -> float:
   accepted_unknown = np.concatenate(
     [np.zeros(len(known)), np.ones(len(unknown))]
   )[order]
-  last_of_tie = np.append(np.diff(score[order]) > 0, True)
+  score = score[order]
+  last_of_tie = np.append(score[1:] > score[:-1], True)
   ccr = np.cumsum(accepted_right)[last_of_tie] / len(known)
   fpr = np.cumsum(accepted_unknown)[last_of_tie] / len(unknown)
   return float(np.trapezoid(np.append(0.0, ccr), np.append(0.0, fpr)))
@@ -267,4 +268,5 @@ def _joined(
   known: np.ndarray, unknown: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   truth = np.repeat([0, 1], [len(known), len(unknown)])
-  return truth, np.concatenate([known, unknown])
+  # Sums and differences of float32's largest are none of float32.
+  return truth, np.concatenate([known, unknown], dtype=np.float64)
