@@ -185,11 +185,14 @@ class Commands:
       self.lengths['prepare'] = min(1.5, (end - begin) / 3)
 
 
+def aim(number: int) -> tuple[str, signal.Signals]:
+  """Of a kill; both signals meet every stage, since STAGES are odd."""
+  return STAGES[number % len(STAGES)], _SIGNALS[number % 2]
+
+
 def kill(commands: Commands, scratch: pathlib.Path, number: int, seed: int):
   """One kill, and the same command again."""
-  stage = STAGES[number % len(STAGES)]
-  # Both signals meet every stage.
-  sent = _SIGNALS[(number + number // len(STAGES)) % 2]
+  stage, sent = aim(number)
   for attempt in range(20):
     generator = np.random.default_rng([seed, number, attempt])
     delay = float(generator.uniform(0, commands.lengths[stage]))

@@ -8,18 +8,23 @@ import subprocess
 import sys
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A compiler that optimises little takes a quarter of the time and changes
+# nothing that is tested here; and the same small programs are compiled again
+# and again.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=1']
+)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'jax')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 # Commands that tests start as processes see one device, as on a laptop.
 COMMAND_ENVIRONMENT = dict(os.environ)
-# 8 devices; and a compiler that optimises little, which takes a quarter of the
-# time and changes nothing that is tested here. On a busy machine eight replicas
-# wait for each other longer than the 40 s after which XLA aborts.
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=1',
-    '--xla_cpu_collective_call_terminate_timeout_seconds=600',
-  ]
+# 8 devices here. On a busy machine eight replicas wait for each other longer
+# than the 40 s after which XLA aborts.
+os.environ['XLA_FLAGS'] += (
+  ' --xla_force_host_platform_device_count=8'
+  ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
 )
 
 import hypothesis
@@ -27,7 +32,6 @@ import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A folder that lies beside the project where the real data is at hand.
 GOLDEN = ROOT.parent / 'shared' / 'golden'
 _UNPACK = ROOT.parent / 'shared' / 'data' / 'unpack.py'
@@ -50,12 +54,6 @@ def _configs():
 CONFIGS = _configs()
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Tests compile the same small programs again and again.
-jax.config.update(
-  'jax_compilation_cache_dir', str(ROOT / '.pytest_cache' / 'jax')
-)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 # Compilation makes first examples slow, which says nothing of the code.
 hypothesis.settings.register_profile('crosr_jax', deadline=None)
 hypothesis.settings.load_profile('crosr_jax')
@@ -118,6 +116,20 @@ def digits_run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('digits_run') / 'digits'
   pipeline.run(config, 'digits', workdir, workdir)
   return workdir, config
+
+
+# The files that take longest, the longest first.
+_LONG = ('train', 'processes', 'main', 'mnist', 'counterfactual', 'cifar')
+
+
+def pytest_collection_modifyitems(items):
+  """Long files first: none is left to one worker while the others are done."""
+  order = [f'test_{name}.py' for name in _LONG]
+  items.sort(
+    key=lambda x: (
+      order.index(x.path.name) if x.path.name in order else len(order)
+    )
+  )
 
 
 def pytest_addoption(parser):

@@ -1,5 +1,7 @@
 """Backbones against their publications; operations against a hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,6 +250,7 @@ def test_bfloat16(name):
   for x in jax.tree.leaves(variables):
     assert x.dtype == jnp.float32
 
+  @functools.partial(jax.jit, static_argnums=0)
   def run(net, variables):
     return net.apply(models.for_compute(net, variables), image)
 

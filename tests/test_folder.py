@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from conftest import CONFIGS
@@ -381,7 +382,7 @@ def test_imagenet1k_small(photos, tmp_path, generator, monkeypatch):
   # Around log 3, and the variance of the pixels.
   assert 0.2 < row['cross_entropy'] < 5 and 0.2 < row['reconstruction'] < 5
   variables = models.for_compute(net, trained.state.variables)
-  out = net.apply(variables, found.test.image[:])
+  out = jax.eval_shape(net.apply, variables, found.test.image[:])
   assert out.logits.shape == (3, 3)
   assert out.reconstruction.shape == (3, 32, 32, 3)
   assert [z.shape for z in out.latents] == [(3, 2)] * 5

@@ -101,9 +101,8 @@ def test_parameters_of_the_papers_mnist_net_by_hand():
 @pytest.mark.parametrize('backbone', ['digits_cnn', 'mnist_cnn'])
 @pytest.mark.parametrize('shape', [(8, 8, 1), (28, 28, 1), (9, 13, 3)])
 @pytest.mark.parametrize('lateral', dhrnet.LATERALS)
-def test_shapes(generator, backbone, shape, lateral):
-  net, variables = _net(shape, backbone=backbone, lateral=lateral)
-  out = net.apply(variables, _image(generator, 2, shape))
+def test_shapes(backbone, shape, lateral):
+  _, out = _traced(_build(shape, backbone=backbone, lateral=lateral), shape)
   assert out.logits.shape == (2, 5)
   if lateral == 'none':
     assert out.reconstruction == ()

@@ -60,6 +60,12 @@ def test_what_is_said_must_be_one_line(script):
   assert faults.told_plainly(137, 'error: a') != []
 
 
+def test_each_stage_meets_both_signals(script):
+  kills = script('kills')
+  met = {kills.aim(number) for number in range(2 * len(kills.STAGES))}
+  assert len(met) == 2 * len(set(kills.STAGES))
+
+
 def test_tables_count_what_was_lost(script):
   kills = script('kills')
   fine = kills.Kill(
