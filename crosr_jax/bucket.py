@@ -10,18 +10,24 @@ A file that was changed on one side alone since both were last the same is taken
 from that side. So what could not go up goes up another time, and a copy that is
 lost, as a whole or in part, is brought again.
 
+A run belongs to who took it last, .holder.json in the bucket tells whom: a
+machine that comes back from the dead, or a second job, must not mix its files
+with another's. Who finds that it was taken over ends before it uploads.
+
 Layout of the cache: <bucket>%2F<path>/, a folder for each; in that of a workdir
 .bucket.json, the checksums of the bucket's files when they were last the same.
 """
 
 import base64
 import contextlib
+import datetime
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
+import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +37,7 @@ from crosr_jax import files, types
 
 _SCHEME = 'gs://'
 _NOTE = '.bucket.json'
+_HOLDER = '.holder.json'
 # All that an answer of a finished run needs; see saved.py.
 _FINISHED = (
   'model.json', 'weights.npz', 'fitted.npz', 'features.npz', 'added.npz',
@@ -129,6 +136,19 @@ def put(path: pathlib.Path) -> None:
     mirror.put()
 
 
+def take(path: pathlib.Path) -> None:
+  """Says that this process works at a path until its session ends.
+
+  Where it lies in a copy, whoever worked there elsewhere is told so when it
+  puts next, and ends; elsewhere this does nothing.
+
+  Raises:
+    UserError: where the bucket cannot be read or written.
+  """
+  if mirror := _mirror_of(path):
+    mirror.take()
+
+
 def named(path: pathlib.Path) -> str:
   """A path as a user knows it: of the bucket, where it lies in a copy."""
   mirror = _mirror_of(path)
@@ -157,6 +177,8 @@ def session() -> Iterator[None]:
           mirror.put()
     raise
   finally:
+    for mirror in _open.values():
+      mirror.leave()
     _open.clear()
 
 
@@ -185,6 +207,8 @@ class _Mirror:
     # Checksums of local files, by what tells that they were not touched.
     self._known: dict[str, tuple[tuple[int, int], str]] = {}
     self._has_failed = False
+    # What the bucket tells of this process, once it has taken the folder.
+    self._holder = ''
     self._lock = threading.Lock()
     self._bucket = self._plain('read', lambda: _client().bucket(name))
 
@@ -217,6 +241,54 @@ class _Mirror:
       self.scopes.append(scope)
     self._base |= self._pull(scope, {}, scope + marker)
 
+  def take(self) -> None:
+    if self._holder or not self._writes:
+      return
+    if before := self._held_by():
+      logging.warning(
+        '%s was worked in by %s, which did not say that it ended; if it still '
+        'runs, it will end',
+        *(self.url, before),
+      )
+    now = datetime.datetime.now(datetime.UTC)
+    self._holder = (
+      f'process {os.getpid()} on {socket.gethostname()} since {now}'
+    )
+    blob = self._bucket.blob(self._key(_HOLDER))
+    told = json.dumps({'holder': self._holder})
+    self._plain(
+      'written', lambda: blob.upload_from_string(told, 'application/json')
+    )
+
+  def leave(self) -> None:
+    # Who finds it there tells the user no more than that.
+    with contextlib.suppress(types.UserError):
+      if self._holder and self._held_by() == self._holder:
+        self._delete(_HOLDER)
+
+  def _held_by(self) -> str:
+    """'' where nobody has taken it, or who did has left."""
+    from google.api_core import exceptions
+
+    def read() -> bytes:
+      with contextlib.suppress(exceptions.NotFound):
+        blob = self._bucket.blob(self._key(_HOLDER))
+        return blob.download_as_bytes(retry=None)
+      return b'{}'
+
+    try:
+      return str(json.loads(self._plain('read', read)).get('holder', ''))
+    except (ValueError, AttributeError):
+      return 'somebody'
+
+  def _check_held(self) -> None:
+    """Raises a UserError where another has taken the folder since."""
+    if self._holder and (found := self._held_by()) != self._holder:
+      raise types.UserError(
+        f'{self.url} was taken over by {found or "a job that has ended since"};'
+        f' this job ends, what it did not upload is in {self.local}'
+      )
+
   def put(self) -> None:
     """Uploads what was changed here, and deletes what was deleted here."""
     if not self._writes or self._has_failed:
@@ -228,11 +300,14 @@ class _Mirror:
       if not changed and not gone:
         return
       try:
+        self._check_held()
         # From here on nothing counts that is not whole.
         stale = [n for n in changed if n in self._base and _rank(n)]
         for name in reversed(_in_order(stale)):
           self._delete(name)
         for name in _in_order(changed):
+          if _rank(name):
+            self._check_held()
           self._upload(name)
         for name in reversed(_in_order(gone)):
           self._delete(name)

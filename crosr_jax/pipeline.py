@@ -265,6 +265,7 @@ def _opened(
       for folder in (workdir, workdir / 'figures'):
         files.sweep(folder)
       bind(config, workdir)
+      bucket.take(workdir)
       # Last, so that a workdir that is refused leaves no open file.
       handler = logging.FileHandler(workdir / 'run.log')
     except OSError as error:

@@ -405,6 +405,49 @@ def test_session(server, failure):
   assert 'runs/x/later' not in server.names()
 
 
+def test_who_took_it_last_has_it(server, tmp_path, caplog):
+  def work(cache, step):
+    workdir = bucket.workdir(_URL, str(tmp_path / cache))
+    bucket.take(workdir)
+    bucket.take(workdir)
+    _save(workdir, step)
+    return workdir
+
+  with (
+    pytest.raises(types.UserError, match=r'taken over by a job that has ended'),
+    bucket.session(),
+  ):
+    first = work('a', 1)
+    assert 'worked in by' not in caplog.text
+    bucket._open.pop(first).leave()
+    left = bucket._Mirror(_URL, str(tmp_path / 'a'), writes=True)
+    left.open()
+    left.take()
+    # The first was lost, and another goes on.
+    second = work('b', 2)
+    assert f'{_URL} was worked in by process' in caplog.text
+    caplog.clear()
+    names = server.names('runs/x/')
+    (first / 'run.log').write_text('more')
+    with pytest.raises(types.UserError, match=r'taken over by process .* on'):
+      left.put()
+    # It does not try again, and takes nothing away from the second.
+    left.put()
+    left.leave()
+    assert server.names('runs/x/') == names
+    assert '.holder.json' in names
+    bucket._open[second].leave()
+    assert '.holder.json' not in server.names('runs/x/')
+    (second / 'run.log').write_text('more')
+    bucket.put(second)
+  assert 'runs/x/run.log' not in server.names()
+  assert _restored(tmp_path / 'c') == 2
+  # Nobody could tell.
+  server.write('runs/x/.holder.json', b'[]')
+  work('d', 3)
+  assert 'worked in by somebody' in caplog.text
+
+
 def test_prepared_in_a_bucket(server, mnist, tmp_path, monkeypatch, capsys):  # noqa: F811
   folder, images = mnist
   url = 'gs://models/data'
