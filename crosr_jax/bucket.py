@@ -250,7 +250,7 @@ class _Mirror:
         'runs, it will end',
         *(self.url, before),
       )
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     self._holder = (
       f'process {os.getpid()} on {socket.gethostname()} since {now}'
     )
