@@ -30,6 +30,7 @@ import re
 import socket
 import threading
 import urllib.parse
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -207,8 +208,8 @@ class _Mirror:
     # Checksums of local files, by what tells that they were not touched.
     self._known: dict[str, tuple[tuple[int, int], str]] = {}
     self._has_failed = False
-    # What the bucket tells of this process, once it has taken the folder.
-    self._holder = ''
+    # By which it is known there, once it has taken the folder.
+    self._token = ''
     self._lock = threading.Lock()
     self._bucket = self._plain('read', lambda: _client().bucket(name))
 
@@ -242,20 +243,19 @@ class _Mirror:
     self._base |= self._pull(scope, {}, scope + marker)
 
   def take(self) -> None:
-    if self._holder or not self._writes:
+    if self._token or not self._writes:
       return
     if before := self._held_by():
       logging.warning(
         '%s was worked in by %s, which did not say that it ended; if it still '
         'runs, it will end',
-        *(self.url, before),
+        *(self.url, before['holder']),
       )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    self._holder = (
-      f'process {os.getpid()} on {socket.gethostname()} since {now}'
-    )
+    self._token = uuid.uuid4().hex
     blob = self._bucket.blob(self._key(_HOLDER))
-    told = json.dumps({'holder': self._holder})
+    holder = f'process {os.getpid()} on {socket.gethostname()} since {now}'
+    told = json.dumps({'token': self._token, 'holder': holder})
     self._plain(
       'written', lambda: blob.upload_from_string(told, 'application/json')
     )
@@ -263,11 +263,11 @@ class _Mirror:
   def leave(self) -> None:
     # Who finds it there tells the user no more than that.
     with contextlib.suppress(types.UserError):
-      if self._holder and self._held_by() == self._holder:
+      if self._token and self._held_by().get('token') == self._token:
         self._delete(_HOLDER)
 
-  def _held_by(self) -> str:
-    """'' where nobody has taken it, or who did has left."""
+  def _held_by(self) -> dict[str, str]:
+    """Token and holder; {} where nobody has taken it, or who did has left."""
     from google.api_core import exceptions
 
     def read() -> bytes:
@@ -276,17 +276,23 @@ class _Mirror:
         return blob.download_as_bytes(retry=None)
       return b'{}'
 
+    told = self._plain('read', read)
     try:
-      return str(json.loads(self._plain('read', read)).get('holder', ''))
-    except (ValueError, AttributeError):
-      return 'somebody'
+      found = json.loads(told) or {}
+      return {name: str(found[name]) for name in ('token', 'holder') if found}
+    except (ValueError, TypeError, KeyError):
+      return {'token': '', 'holder': 'somebody'}
 
   def _check_held(self) -> None:
     """Raises a UserError where another has taken the folder since."""
-    if self._holder and (found := self._held_by()) != self._holder:
+    if not self._token:
+      return
+    found = self._held_by()
+    if found.get('token') != self._token:
+      other = found.get('holder', 'a job that has ended since')
       raise types.UserError(
-        f'{self.url} was taken over by {found or "a job that has ended since"};'
-        f' this job ends, what it did not upload is in {self.local}'
+        f'{self.url} was taken over by {other}; this job ends, what it did not '
+        f'upload is in {self.local}'
       )
 
   def put(self) -> None:

@@ -443,7 +443,7 @@ def test_who_took_it_last_has_it(server, tmp_path, caplog):
   assert 'runs/x/run.log' not in server.names()
   assert _restored(tmp_path / 'c') == 2
   # Nobody could tell.
-  server.write('runs/x/.holder.json', b'[]')
+  server.write('runs/x/.holder.json', b'[1]')
   work('d', 3)
   assert 'worked in by somebody' in caplog.text
 
