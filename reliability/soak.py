@@ -3,8 +3,8 @@
   python reliability/soak.py --scratch=FOLDER --jobs=50 --predictions=200
 
 The digits job with few steps, each in a workdir of its own, then predictions of
-one loaded model. Resident memory and open files are read from /proc, so this
-is for Linux.
+one loaded model. Anonymous memory and open files are read from /proc, so
+this is for Linux.
 """
 
 import gc
@@ -27,7 +27,7 @@ _WARM_UP = 5
 class Row(NamedTuple):
   """After one round."""
 
-  rss_mib: float
+  own_mib: float  # of no file: others the system takes back as it likes
   files: int
   seconds: float
 
@@ -46,20 +46,21 @@ def soak(
     seconds = time.monotonic() - begin
     # What is only waiting to be collected is no leak.
     gc.collect()
-    rows.append(Row(_rss_mib(), len(os.listdir('/proc/self/fd')), seconds))
+    rows.append(Row(_own_mib(), len(os.listdir('/proc/self/fd')), seconds))
     keep(rows)
   return rows
 
 
-def _rss_mib() -> float:
-  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
-  return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
+def _own_mib() -> float:
+  status = pathlib.Path('/proc/self/status').read_text()
+  (line,) = (x for x in status.splitlines() if x.startswith('RssAnon:'))
+  return int(line.split()[1]) / 1024
 
 
 def growth(rows: list[Row]) -> float:
   """MiB a round after warm-up, by least squares."""
-  rss = [row.rss_mib for row in rows[_WARM_UP:]]
-  return float(np.polyfit(range(len(rss)), rss, 1)[0])
+  own = [row.own_mib for row in rows[_WARM_UP:]]
+  return float(np.polyfit(range(len(own)), own, 1)[0])
 
 
 def table(found: dict[str, list[Row]]) -> str:
@@ -71,9 +72,9 @@ def table(found: dict[str, list[Row]]) -> str:
       (f'after {_WARM_UP}', rows[_WARM_UP - 1]),
       (f'last, {len(rows)}', rows[-1]),
     ):
-      lines.append([name, told, f'{row.rss_mib:.0f}', row.files])
+      lines.append([name, told, f'{row.own_mib:.0f}', row.files])
     lines.append([name, 'a round', f'{growth(rows):+.2f}', ''])
-  return jobs.table(['', 'round', 'RSS, MiB', 'open files'], lines)
+  return jobs.table(['', 'round', 'memory, MiB', 'open files'], lines)
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def test_tables_count_what_was_lost(script):
 
 def test_growth_is_after_warm_up(script):
   soak = script('soak')
-  rows = [soak.Row(rss, 9, 1.0) for rss in (1, 50, 80, 90, 99, 100, 102, 104)]
+  rows = [soak.Row(own, 9, 1.0) for own in (1, 50, 80, 90, 99, 100, 102, 104)]
   assert soak.growth(rows) == pytest.approx(2.0)
 
 
