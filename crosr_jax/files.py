@@ -32,22 +32,32 @@ def aside(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     _, writer, pid, _ = old.name.removesuffix(_ASIDE).rsplit('.', 3)
     if writer == host and pid.isdigit() and not _is_alive(int(pid)):
       old.unlink(missing_ok=True)
-  handle, name = tempfile.mkstemp(
-    dir=path.parent,
-    prefix=f'.{path.name}.{host}.{os.getpid()}.',
-    suffix=_ASIDE,
-  )
+  # Errors are of the file that was wanted, not of the one aside.
+  with _naming(path):
+    handle, name = tempfile.mkstemp(
+      dir=path.parent,
+      prefix=f'.{path.name}.{host}.{os.getpid()}.',
+      suffix=_ASIDE,
+    )
+    try:
+      with os.fdopen(handle, 'wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(name, _mode(path))
+      os.replace(name, path)
+    except BaseException:
+      pathlib.Path(name).unlink(missing_ok=True)
+      raise
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+  """What fails names the path."""
   try:
-    with os.fdopen(handle, 'wb') as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, _mode(path))
-    os.replace(name, path)
-  except BaseException as error:
-    pathlib.Path(name).unlink(missing_ok=True)
-    if isinstance(error, OSError) and error.errno:
-      # Of the file that was wanted, not of the one aside.
+    yield
+  except OSError as error:
+    if error.errno:
       raise OSError(error.errno, error.strerror, str(path)) from error
     raise
 
@@ -101,9 +111,10 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
         'second job in the same folder',
         *(folder, error.strerror),
       )
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
+    with _naming(pathlib.Path(file.name)):
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      file.flush()
     yield
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -70,3 +71,22 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
   with caplog.at_level(logging.WARNING), files.held(tmp_path):
     pass
   assert f'{tmp_path}: this file system knows no locks' in caplog.text
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'a.json'
+
+  def fail(*_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / '.x'))
+
+  monkeypatch.setattr(tempfile, 'mkstemp', fail)
+  with pytest.raises(OSError) as found:
+    files.write_text(path, 'x')
+  assert found.value.errno == errno.EROFS and found.value.filename == str(path)
+  # A lock on a device that takes nothing.
+  (tmp_path / 'run.lock').symlink_to('/dev/full')
+  with pytest.raises(OSError) as found, files.held(tmp_path):
+    pass
+  assert found.value.filename == str(tmp_path / 'run.lock')
