@@ -111,10 +111,11 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
         'second job in the same folder',
         *(folder, error.strerror),
       )
+    holder = f'process {os.getpid()} on {socket.gethostname()}'
     with _naming(pathlib.Path(file.name)):
-      file.truncate(0)
-      file.write(f'process {os.getpid()} on {socket.gethostname()}')
-      file.flush()
+      # Past the buffer, which a full disk would let fail once more at the end.
+      os.truncate(file.fileno(), 0)
+      os.write(file.fileno(), holder.encode())
     yield
 
 
