@@ -291,7 +291,10 @@ def _opened(
       raise
     finally:
       logging.getLogger().removeHandler(handler)
-      handler.close()
+      # A disk without room for the log has none for more, and of that the run
+      # tells, naming what it could not write.
+      with contextlib.suppress(OSError):
+        handler.close()
       sharding.forget()
 
 

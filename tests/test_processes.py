@@ -12,7 +12,7 @@ from conftest import ROOT, free_port
 
 from crosr_jax import sharding
 
-# The main job in small, both ways one after the other; or a training of next to
+# The main job in small; or a training of next to
 # nothing, in which one is lost.
 _COMMAND = """
 import itertools, os, pathlib, signal, sys
@@ -110,11 +110,11 @@ def main():
 
     if processes and 'LOST' not in os.environ:
       check_doors()
-    for parallel in os.environ['WAYS'].split():
-      workdir = pathlib.Path(os.environ['WORKDIR'], parallel)
-      if 'LOST' in os.environ:
-        train(parallel, workdir, os.environ['LOST'])
-        continue
+    parallel = os.environ['PARALLEL']
+    workdir = pathlib.Path(os.environ['WORKDIR'], parallel)
+    if 'LOST' in os.environ:
+      train(parallel, workdir, os.environ['LOST'])
+    else:
       config = digits.get_config()
       config.update_from_flattened_dict({
         'parallel': parallel, 'model.width': 8, 'model.latent_width': 8,
@@ -132,7 +132,7 @@ cli.run(main)
 """
 
 
-def _start(command, workdir, count, devices, ways=sharding.PARALLEL, **more):
+def _start(command, workdir, count, devices, parallel, **more):
   """`count` processes of the same run."""
   from conftest import COMMAND_ENVIRONMENT
 
@@ -142,7 +142,7 @@ def _start(command, workdir, count, devices, ways=sharding.PARALLEL, **more):
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
     '--xla_backend_optimization_level=1',
     'WORKDIR': str(workdir),
-    'WAYS': ' '.join(ways),
+    'PARALLEL': parallel,
     **more,
   }
   address = f'--coordinator_address=127.0.0.1:{free_port()}'
@@ -183,7 +183,7 @@ def _run(*args, **more):
 def alone(command, tmp_path_factory):
   """Workdir of the run in one process, on one device."""
   workdir = tmp_path_factory.mktemp('alone')
-  _run(command, workdir, 1, 1, ('shard_map',))
+  _run(command, workdir, 1, 1, 'shard_map')
   return workdir / 'shard_map'
 
 
@@ -233,32 +233,30 @@ def _difference(workdir, expected):
 
 
 @pytest.mark.parametrize(
-  ('count', 'devices', 'ways'),
-  [(2, 2, sharding.PARALLEL), (4, 1, ('shard_map',))],
+  ('count', 'devices', 'parallel'), [(2, 2, 'pmap'), (4, 1, 'shard_map')]
 )
 def test_processes_end_where_one_ends(
-  command, alone, tmp_path, count, devices, ways, record_property
+  command, alone, tmp_path, count, devices, parallel, record_property
 ):
   """The two of uneven shares: 533 unknown digits, say."""
-  _run(command, tmp_path, count, devices, ways)
-  for parallel in ways:
-    workdir = tmp_path / parallel
-    difference, where = _difference(workdir, alone)
-    record_property(f'largest difference, {parallel}', f'{difference} {where}')
-    assert difference < 1e-5, where
-    log = (workdir / 'run.log').read_text()
-    assert f'on {count * devices} x cpu' in log
-    # One of them writes.
-    assert log.count('writing the report') == 1
-    assert len(list((workdir / 'tensorboard').iterdir())) == 1
+  _run(command, tmp_path, count, devices, parallel)
+  workdir = tmp_path / parallel
+  difference, where = _difference(workdir, alone)
+  record_property('largest difference', f'{difference} {where}')
+  assert difference < 1e-5, where
+  log = (workdir / 'run.log').read_text()
+  assert f'on {count * devices} x cpu' in log
+  # One of them writes.
+  assert log.count('writing the report') == 1
+  assert len(list((workdir / 'tensorboard').iterdir())) == 1
 
 
 @pytest.mark.parametrize('parallel', sharding.PARALLEL)
 def test_a_lost_process_ends_the_others_and_any_number_goes_on(
   command, tmp_path, parallel
 ):
-  digests, way = tmp_path / parallel / 'digests', (parallel,)
-  started = _start(command, tmp_path, 2, 1, way, LOST='1:60', SILENCE='10')
+  digests = tmp_path / parallel / 'digests'
+  started = _start(command, tmp_path, 2, 1, parallel, LOST='1:60', SILENCE='10')
   (code, out, err), (lost, _, _) = _ended(started)
   assert lost == -signal.SIGKILL
   assert code == 1 and 'done' not in out
@@ -270,14 +268,14 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
   )
   assert sorted(x.name for x in digests.iterdir()) == ['25.json', '50.json']
   # One goes on, and is lost too; then two again.
-  (found,) = _ended(_start(command, tmp_path, 1, 1, way, LOST='0:80'))
+  (found,) = _ended(_start(command, tmp_path, 1, 1, parallel, LOST='0:80'))
   assert found[0] == -signal.SIGKILL
   assert 'restored the checkpoint of step 50' in found[2]
   w = 0.0
   for i in range(100):
     w = 0.9 * w + i + 3.5
   for i, (code, out, err) in enumerate(
-    _ended(_start(command, tmp_path, 2, 1, way, LOST=''))
+    _ended(_start(command, tmp_path, 2, 1, parallel, LOST=''))
   ):
     assert code == 0, err
     # What was being written when it was lost may be missing.
@@ -289,14 +287,14 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
 
 def test_one_is_asked_to_end_and_all_do(command, tmp_path):
   """At the next row after step 60; what is saved there is gone on from."""
-  way = ('shard_map',)
-  started = _start(command, tmp_path, 2, 1, way, LOST='', ASKED='1:60')
+  parallel = 'shard_map'
+  started = _start(command, tmp_path, 2, 1, parallel, LOST='', ASKED='1:60')
   for code, out, err in _ended(started):
     assert code == -signal.SIGTERM and 'done' not in out
     assert 'error: ' not in err and 'Traceback' not in err
     assert 'asked to end: saved the checkpoint of step 75' in err
-  digests = tmp_path / 'shard_map' / 'digests'
+  digests = tmp_path / parallel / 'digests'
   assert sorted(x.name for x in digests.iterdir())[-1] == '75.json'
-  again = _ended(_start(command, tmp_path, 2, 1, way, LOST=''))
+  again = _ended(_start(command, tmp_path, 2, 1, parallel, LOST=''))
   assert 'restored the checkpoint of step 75' in again[0][2]
   assert [code for code, *_ in again] == [0, 0]
