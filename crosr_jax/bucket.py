@@ -257,7 +257,8 @@ class _Mirror:
     holder = f'process {os.getpid()} on {socket.gethostname()} since {now}'
     told = json.dumps({'token': self._token, 'holder': holder})
     self._plain(
-      'written', lambda: blob.upload_from_string(told, 'application/json')
+      'written',
+      lambda: blob.upload_from_string(told, 'application/json', retry=None),
     )
 
   def leave(self) -> None:

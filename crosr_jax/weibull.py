@@ -636,8 +636,7 @@ def _correct(
     right = np.argmax(piece.logits, axis=1) == label
     if not right.all():
       label = label[right]
-      count = len(label)
-      a, spare = a[right], spare[:count]
+      a, spare = a[right], spare[: len(label)]
     sizes = piece.logits.shape[1], piece.latent.shape[1], a.shape[1]
     return fn(a, label, spare), label, sizes
 
