@@ -337,7 +337,7 @@ def norms(x: Array, mav: Array, mav_square: Array) -> Array:
   # What is left of two large squares near a class mean has few true digits:
   # there, nearest first, by each sample's own need, whoever is beside it.
   close = jnp.where(square < _CLOSE * whole, square, jnp.inf)
-  row = jnp.arange(len(x))
+  row = jnp.arange(x.shape[0])
 
   def more(carry: tuple[Array, ...]) -> Array:
     count, least, *_ = carry

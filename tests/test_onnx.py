@@ -20,6 +20,8 @@ pytest.importorskip('jax2onnx')
   [
     {},
     {'added': 'seven'},
+    # So wide that distances are a matmul.
+    {'model.latent_width': 1200},
     {'model.lateral': 'none', 'model.backbone': 'mnist_cnn'},
     {
       'model.backbone': 'fast_cnn',

@@ -1,6 +1,7 @@
 """The scorer against a float64 NumPy version, and the laws of a score."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -124,6 +125,36 @@ def test_distances_of_samples_near_a_mean_keep_their_digits():
     latent[1] = -1000.0
     found_two = scorer.distances(types.Features(logits, latent, label), model)
     np.testing.assert_array_equal(found_two[0], found[0])
+
+
+@pytest.mark.parametrize('method', ['crosr', 'openmax'])
+@pytest.mark.parametrize(('k', 'width'), [(5, 7), (150, 120)])
+def test_traced_for_a_batch_of_any_size(method, k, width):
+  features, model = _model_for(method, k=k, width=width)
+  expected = scorer.score(features, model, method=method)
+  (batch,) = jax.export.symbolic_shape('b')
+  program = jax.export.export(
+    jax.jit(
+      lambda logits, latent: scorer.traced(
+        logits, latent, None, model, method=method, alpha=10
+      )
+    )
+  )(
+    *(
+      jax.ShapeDtypeStruct((batch, x.shape[1]), np.float32)
+      for x in features[:2]
+    )
+  )
+  for count in (1, len(features.label)):
+    probability, unknown_score = program.call(
+      *(x[:count].astype(np.float32) for x in features[:2])
+    )
+    np.testing.assert_allclose(
+      probability, expected.probability[:count], atol=1e-5
+    )
+    np.testing.assert_allclose(
+      unknown_score, expected.unknown_score[:count], rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize('method', scorer.METHODS)
