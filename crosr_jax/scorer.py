@@ -337,7 +337,7 @@ def norms(x: Array, mav: Array, mav_square: Array) -> Array:
   # What is left of two large squares near a class mean has few true digits:
   # there, nearest first, by each sample's own need, whoever is beside it.
   close = jnp.where(square < _CLOSE * whole, square, jnp.inf)
-  row = jnp.arange(x.shape[0])
+  classes = jnp.arange(len(mav))[:, None]
 
   def more(carry: tuple[Array, ...]) -> Array:
     count, least, *_ = carry
@@ -347,11 +347,13 @@ def norms(x: Array, mav: Array, mav_square: Array) -> Array:
     count, least, close, square = carry
     nearest = jnp.argmin(close, axis=0)
     difference = x - mav.at[nearest].get(mode='promise_in_bounds')
-    # Of a sample that needs none, out of bounds.
-    square = square.at[jnp.where(least < jnp.inf, nearest, len(mav)), row].set(
-      jnp.sum(jnp.square(difference), axis=1), mode='drop'
-    )
-    close = close.at[nearest, row].set(jnp.inf)
+    found = jnp.sum(jnp.square(difference), axis=1)
+    # Masks, not indices of rows: these a program for batches of any size may
+    # not have.
+    is_nearest = classes == nearest[None, :]
+    is_wanted = is_nearest & (least < jnp.inf)[None, :]
+    square = jnp.where(is_wanted, found[None, :], square)
+    close = jnp.where(is_nearest, jnp.inf, close)
     return count + 1, close.min(axis=0), close, square
 
   none = jnp.zeros((), jnp.int32)
