@@ -27,7 +27,6 @@ import logging
 import os
 import pathlib
 import re
-import socket
 import threading
 import urllib.parse
 import uuid
@@ -254,7 +253,7 @@ class _Mirror:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     self._token = uuid.uuid4().hex
     blob = self._bucket.blob(self._key(_HOLDER))
-    holder = f'process {os.getpid()} on {socket.gethostname()} since {now}'
+    holder = f'{files.this_process()} since {now}'
     told = json.dumps({'token': self._token, 'holder': holder})
     self._plain(
       'written',

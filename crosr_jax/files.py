@@ -111,12 +111,16 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
         'second job in the same folder',
         *(folder, error.strerror),
       )
-    holder = f'process {os.getpid()} on {socket.gethostname()}'
     with _naming(pathlib.Path(file.name)):
       # Past the buffer, which a full disk would let fail once more at the end.
       os.truncate(file.fileno(), 0)
-      os.write(file.fileno(), holder.encode())
+      os.write(file.fileno(), this_process().encode())
     yield
+
+
+def this_process() -> str:
+  """As others are told of it."""
+  return f'process {os.getpid()} on {socket.gethostname()}'
 
 
 def check_kept(folder: pathlib.Path, name: str = '') -> None:

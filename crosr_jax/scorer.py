@@ -356,8 +356,8 @@ def norms(x: Array, mav: Array, mav_square: Array) -> Array:
     close = jnp.where(is_nearest, jnp.inf, close)
     return count + 1, close.min(axis=0), close, square
 
-  none = jnp.zeros((), jnp.int32)
-  start: tuple[Array, ...] = (none, close.min(axis=0), close, square)
+  zero = jnp.zeros((), jnp.int32)
+  start: tuple[Array, ...] = (zero, close.min(axis=0), close, square)
   *_, square = jax.lax.while_loop(more, exact, start)
   return jnp.sqrt(jnp.maximum(square, 0.0))
 

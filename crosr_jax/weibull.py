@@ -248,7 +248,7 @@ def _fit(
   scale, dead = _feature_scale(
     blocks, vector, scaling, count, mav, width, everyone
   )
-  space = _Space(vector, mav, scale, width, scaling != 'none')
+  space = _Space(vector, mav, scale, width)
   if vector == 'evidence':
     space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
   if tail_blocks is not None:
@@ -471,7 +471,6 @@ class _Space(NamedTuple):
   mav: np.ndarray  # [K, D]
   scale: np.ndarray  # [D]
   width: int  # L, of the latent
-  is_scaled: bool  # whether any of them is not 1
   part_mean: np.ndarray = np.zeros((0, 3))  # [K, 3] of 'evidence'
   part_deviation: np.ndarray = np.zeros((0, 3))
 
@@ -524,7 +523,7 @@ class _Space(NamedTuple):
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
   ) -> None:
     _less_own_mean(a, self.mav, label, spare)
-    if self.is_scaled:
+    if np.any(self.scale != 1.0):
       a /= self.scale
 
 

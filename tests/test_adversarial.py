@@ -68,17 +68,19 @@ def _oscr(known, right, unknown):
   return area
 
 
+def _f1(said, is_so):
+  """2 TP / (2 TP + FP + FN) of two lists of bools; 0 where there is none."""
+  both = sum(bool(x and y) for x, y in zip(said, is_so, strict=True))
+  one = sum(bool(x) != y for x, y in zip(said, is_so, strict=True))
+  return fractions.Fraction(2 * both, 2 * both + one) if both + one else 0
+
+
 def _class_f1(predicted, truth):
-  """2 TP / (2 TP + FP + FN) of each class, unknown last."""
-  pairs = list(zip(predicted, truth, strict=True))
-  found = []
-  for k in (*range(_K), -1):
-    both = sum(p == t == k for p, t in pairs)
-    one = sum((p == k) != (t == k) for p, t in pairs)
-    found.append(
-      fractions.Fraction(2 * both, 2 * both + one) if both + one else 0
-    )
-  return found
+  """Of each class, unknown last."""
+  return [
+    _f1([p == k for p in predicted], [t == k for t in truth])
+    for k in (*range(_K), -1)
+  ]
 
 
 def _scores(rows, probability):
@@ -116,19 +118,14 @@ def test_every_figure_of_a_report(known, unknown, threshold, draw):
 
   argmax = [*a.prediction.tolist(), *b.prediction.tolist()]
   f1 = _class_f1(argmax, truth)
-  half = []
-  for k, column in zip((0, 1, -1), np.vstack([of_known, of_unknown]).T >= 0.5,
-                       strict=True):  # fmt: skip
-    is_k = [t == k for t in truth]
-    both = sum(x and y for x, y in zip(column, is_k, strict=True))
-    one = sum(bool(x) != y for x, y in zip(column, is_k, strict=True))
-    half.append(
-      fractions.Fraction(int(2 * both), int(2 * both + one))
-      if both + one
-      else 0
-    )
-  twenty = fractions.Fraction(19, 20), fractions.Fraction(99, 100)
-  t95, t99 = (_threshold(s, share) for share in twenty)
+  columns = np.vstack([of_known, of_unknown]).T >= 0.5
+  half = [
+    _f1(column, [t == k for t in truth])
+    for k, column in zip((0, 1, -1), columns, strict=True)
+  ]
+  t95, t99 = (
+    _threshold(s, fractions.Fraction(percent, 100)) for percent in (95, 99)
+  )
   expected = {
     'auroc': _mean(
       fractions.Fraction((y > x) + (y >= x), 2) for x in s for y in u

@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, free_port
 from gcp_storage_emulator import server as emulator
 from google.cloud import storage
 from PIL import Image
@@ -59,9 +58,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  port = free_port()
   monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://127.0.0.1:{port}')
   monkeypatch.setenv('CROSR_JAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setattr(bucket, '_FIRST_WAIT', 0.02)

@@ -12,8 +12,7 @@ from conftest import ROOT, free_port
 
 from crosr_jax import sharding
 
-# The main job in small; or a training of next to
-# nothing, in which one is lost.
+# The main job in small; or a training of next to nothing, in which one is lost.
 _COMMAND = """
 import itertools, os, pathlib, signal, sys
 from typing import Any, NamedTuple
@@ -233,7 +232,8 @@ def _difference(workdir, expected):
 
 
 @pytest.mark.parametrize(
-  ('count', 'devices', 'parallel'), [(2, 2, 'pmap'), (4, 1, 'shard_map')]
+  ('count', 'devices', 'parallel'),
+  [(2, 2, 'pmap'), (2, 2, 'shard_map'), (4, 1, 'shard_map')],
 )
 def test_processes_end_where_one_ends(
   command, alone, tmp_path, count, devices, parallel, record_property

@@ -112,11 +112,19 @@ def _steps(net, devices, parallel, num_steps=20, together=1):
   return np.array(losses), engine.fetch(placed)
 
 
-def test_devices_and_ways_agree():
-  net = _net()
+@pytest.mark.parametrize(
+  ('backbone', 'others'),
+  [
+    ('digits_cnn', [(8, 'pmap'), (8, 'shard_map'), (1, 'shard_map')]),
+    # The deeper net crosses the same doors; one tells whether it agrees too.
+    ('mnist_cnn', [(8, 'pmap')]),
+  ],
+)
+def test_devices_and_ways_agree(backbone, others):
+  net = _net(backbone)
   losses, state = _steps(net, 1, 'pmap')
   assert losses[-1] < losses[0]
-  for devices, parallel in [(8, 'pmap'), (8, 'shard_map'), (1, 'shard_map')]:
+  for devices, parallel in others:
     found, other = _steps(net, devices, parallel)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     jax.tree.map(
@@ -128,7 +136,7 @@ def test_devices_and_ways_agree():
 
 @pytest.mark.parametrize(
   ('parallel', 'together', 'is_unrolled'),
-  [('pmap', 5, False), ('shard_map', 2, True)],
+  [('pmap', 5, False), ('shard_map', 5, False), ('shard_map', 2, True)],
 )
 def test_steps_of_one_program(monkeypatch, parallel, together, is_unrolled):
   """A loop, as on accelerators, and written out, as on CPU."""
