@@ -255,7 +255,7 @@ def _child(arguments: Any) -> None:
   resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
   os.environ['JAX_PLATFORMS'] = 'cpu'
   output = pathlib.Path(arguments.output).resolve()
-  scratch = pathlib.Path(arguments.scratch).resolve()
+  scratch = arguments.scratch
   (kind,) = arguments.kinds.split(',')
   found = try_all(
     kind,
@@ -288,8 +288,7 @@ def main() -> None:
     parser.error(f'--kinds: {", ".join(sorted(wrong))}; take of {list(KINDS)}')
   if arguments.child:
     _child(arguments)
-  scratch = pathlib.Path(arguments.scratch).resolve()
-  scratch.mkdir(parents=True, exist_ok=True)
+  scratch = arguments.scratch
   found = []
   for kind in kinds:
     path = scratch / f'{kind}.json'

@@ -473,8 +473,7 @@ def main() -> None:
     '--only', default=','.join(every), help='some of them, between commas'
   )
   arguments = parser.parse_args()
-  scratch = pathlib.Path(arguments.scratch).resolve()
-  scratch.mkdir(parents=True, exist_ok=True)
+  scratch = arguments.scratch
   chosen, is_root = arguments.only.split(','), os.getuid() == 0
   if unknown := set(chosen) - set(every):
     parser.error(

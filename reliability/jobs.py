@@ -39,10 +39,32 @@ def parser(about: str | None, output: str) -> argparse.ArgumentParser:
     description=about, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   made.add_argument(
-    '--scratch', required=True, help='folder for runs and compiled programs'
+    '--scratch',
+    required=True,
+    type=_made_folder,
+    help='folder for runs and compiled programs',
   )
   made.add_argument('--output', default=output, help='JSON file to write')
   return made
+
+
+def positive(text: str) -> int:
+  """Of a flag that counts."""
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f'must be at least 1, got {number}')
+  return number
+
+
+def _made_folder(text: str) -> pathlib.Path:
+  path = pathlib.Path(text).resolve()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise argparse.ArgumentTypeError(
+      f'{path} cannot be made: {error.strerror}'
+    ) from None
+  return path
 
 
 def start(

@@ -279,15 +279,16 @@ def tables(kills: list[Kill]) -> str:
 def main() -> None:
   """Kills and prints."""
   parser = jobs.parser(__doc__, 'kills.json')
-  parser.add_argument('--kills', type=int, default=100)
+  parser.add_argument('--kills', type=jobs.positive, default=100)
   parser.add_argument(
     '--first', type=int, default=0, help='number of the first'
   )
   parser.add_argument('--seed', type=int, default=0, help='of the moments')
-  parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+  parser.add_argument(
+    '--jobs', type=jobs.positive, default=1, help='runs at a time'
+  )
   arguments = parser.parse_args()
-  scratch = pathlib.Path(arguments.scratch).resolve()
-  scratch.mkdir(parents=True, exist_ok=True)
+  scratch = arguments.scratch
   commands = Commands(scratch)
   kills: list[Kill] = []
   numbers = range(arguments.first, arguments.first + arguments.kills)

@@ -87,8 +87,7 @@ def main() -> None:
     parser.error(f'more than {_WARM_UP + 1} rounds are needed')
   if not sys.platform.startswith('linux'):
     parser.error('memory and open files are read from /proc: Linux alone')
-  scratch = pathlib.Path(arguments.scratch).resolve()
-  scratch.mkdir(parents=True, exist_ok=True)
+  scratch = arguments.scratch
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(scratch / 'cache')
   os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   from crosr_jax import openset, pipeline

@@ -78,6 +78,22 @@ def test_tables_count_what_was_lost(script):
   assert '| fit | 2 | 0 | 1.00 | 1.50 |' in told
 
 
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--scratch=/dev/null/x'], '--scratch: /dev/null/x cannot be made'),
+    (['--scratch={}', '--kills=0'], '--kills: must be at least 1, got 0'),
+    (['--scratch={}', '--jobs=-1'], '--jobs: must be at least 1, got -1'),
+  ],
+)
+def test_mistakes(script, tmp_path, monkeypatch, capsys, arguments, message):
+  arguments = [x.format(tmp_path) for x in arguments]
+  monkeypatch.setattr('sys.argv', ['kills.py', *arguments])
+  with pytest.raises(SystemExit) as found:
+    script('kills').main()
+  assert found.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_growth_is_after_warm_up(script):
   soak = script('soak')
   rows = [soak.Row(own, 9, 1.0) for own in (1, 50, 80, 90, 99, 100, 102, 104)]
