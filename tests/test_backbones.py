@@ -263,8 +263,12 @@ def test_bfloat16(name):
     away = jnp.linalg.norm(one - other) / jnp.linalg.norm(other)
     assert 0 < away < 0.05
   jaxpr = jax.make_jaxpr(lambda v: run(half, v))(variables).jaxpr
-  for operation in ('conv_general_dilated', 'dot_general'):
-    assert set(_operands(jaxpr, operation)) == {jnp.dtype('bfloat16')}
+  single, short = jnp.dtype('float32'), jnp.dtype('bfloat16')
+  assert set(_operands(jaxpr, 'conv_general_dilated')) == {short}
+  # Of the matrix products, the last one alone: its logits do not tie.
+  products = _operands(jaxpr, 'dot_general')
+  assert products.count(single) == 2 and set(products) <= {single, short}
+  assert jnp.any(found.logits != found.logits.astype(short).astype(single))
   batch = types.Batch(image, np.arange(8, dtype=np.int32) % 5, np.ones(8, bool))
 
   def loss(params, net):

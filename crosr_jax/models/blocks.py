@@ -53,7 +53,7 @@ class Head(nn.Module):
     x = x.reshape(x.shape[0], -1)
     for width in self.hidden:
       x = layers.Dropout(self.dropout)(nn.relu(nn.Dense(width)(x)), keys)
-    return nn.Dense(self.num_classes)(x)
+    return layers.logits(self.num_classes)(x)
 
 
 class PooledHead(nn.Module):
@@ -69,5 +69,5 @@ class PooledHead(nn.Module):
     """[B, H, W, C] -> logits [B, K], linear."""
     if self.norm:
       x = nn.relu(layers.Norm()(x, train))
-    x = x.mean(axis=(1, 2))
-    return nn.Dense(self.num_classes)(layers.Dropout(self.dropout)(x, keys))
+    x = layers.Dropout(self.dropout)(x.mean(axis=(1, 2)), keys)
+    return layers.logits(self.num_classes)(x)

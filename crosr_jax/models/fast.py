@@ -83,7 +83,7 @@ class MaxHead(nn.Module):
     """[B, H, W, C] -> logits [B, K], linear."""
     del train
     x = layers.Dropout(self.dropout)(x.max(axis=(1, 2)), keys)
-    return nn.Dense(self.num_classes)(x)
+    return layers.logits(self.num_classes)(x)
 
 
 def fast_cnn(

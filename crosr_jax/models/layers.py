@@ -76,6 +76,14 @@ def conv(features: int, size: int = 3, **kwargs: Any) -> nn.Conv:
   )
 
 
+def logits(num_classes: int) -> nn.Dense:
+  """The last layer, in float32 whatever the net computes in.
+
+  In bfloat16 the largest logits of many samples would be equal.
+  """
+  return nn.Dense(num_classes, dtype=jnp.float32)
+
+
 def _convolve(
   x: Array,
   kernel: Array,
