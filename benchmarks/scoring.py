@@ -49,7 +49,7 @@ def main() -> None:
 def _measured(
   count: int, num_classes: int, width: int, repeats: int
 ) -> list[timing.Row]:
-  features, model = _made(count, num_classes, width)
+  features, model = made(count, num_classes, width)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   ours = scorer.score(features, model)
   grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -58,13 +58,13 @@ def _measured(
   # One copy in float32, for NumPy and the matmul.
   mav = jax.device_put(model.mav.astype(np.float32))
   fitted = [np.asarray(mav), *(x.astype(np.float32) for x in as_fitted[1:])]
-  theirs = _numpy(features.logits, a, *fitted)
+  theirs = in_numpy(features.logits, a, *fitted)
   away = np.abs(theirs - ours.probability).max()
   cases = {
     'ours': lambda: scorer.score(features, model),
-    'NumPy, vectorised': lambda: _numpy(features.logits, a, *as_fitted),
-    'NumPy, all in float32': lambda: _numpy(features.logits, a, *fitted),
-    'bare matmul': _matmul(a, mav),
+    'NumPy, vectorised': lambda: in_numpy(features.logits, a, *as_fitted),
+    'NumPy, all in float32': lambda: in_numpy(features.logits, a, *fitted),
+    'bare matmul': bare_matmul(a, mav),
   }
   parts = {'class means': mav.nbytes, 'result': ours.probability.nbytes}
   told = ', '.join(f'{k} {v / 2**20:.0f}' for k, v in parts.items())
@@ -78,7 +78,7 @@ def _measured(
   return rows
 
 
-def _made(count, num_classes, width):
+def made(count, num_classes, width):
   """Features of samples near their class, and a model of it."""
   rng = np.random.default_rng(0)
   # Row by row: what is made on the way would hide what scoring takes.
@@ -106,7 +106,7 @@ def _made(count, num_classes, width):
   return features, model
 
 
-def _numpy(logits, a, mav, shape, loc, scale):
+def in_numpy(logits, a, mav, shape, loc, scale):
   """CROSR's formula on [N, K] distances, as one would write it in NumPy."""
   square = (
     np.square(a).sum(axis=1)[:, None]
@@ -122,7 +122,7 @@ def _numpy(logits, a, mav, shape, loc, scale):
   return np.concatenate([closed * (1 - w), unknown], axis=1)
 
 
-def _matmul(a, mav):
+def bare_matmul(a, mav):
   """The product that distances need, of arrays that XLA holds."""
   product = jax.jit(
     lambda a, mav: jnp.matmul(mav, a.T, precision=jax.lax.Precision.HIGHEST)

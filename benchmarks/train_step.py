@@ -26,6 +26,8 @@ NETS = {
   'mnist': ('mnist_cnn', 100, (28, 28, 1), 0.25, 0.5, 128),
   'vgg': ('vgg', 64, (32, 32, 3), 0.25, 0.5, 128),
   'fast': ('fast_cnn', 48, (32, 32, 3), 0.0, 0.0, 256),
+  'fast_wide': ('fast_cnn', 128, (32, 32, 3), 0.0, 0.0, 256),
+  'wide_resnet': ('wide_resnet40_4', 64, (32, 32, 3), 0.0, 0.0, 128),
 }
 _MEAN, _DEVIATION = 0.4, 0.3
 RULE = {
@@ -72,19 +74,25 @@ def data(name: str) -> tuple[np.ndarray, np.ndarray]:
   return image, rng.integers(0, 10, batch, np.int32)
 
 
-def net(name: str):
-  """Ours, and its variables."""
-  backbone, width, shape, dropout, head_dropout, _ = NETS[name]
+def build(name: str, width: int = 0, dtype: str = 'float32'):
+  """Ours; width 0 is that of NETS."""
+  backbone, usual, shape, dropout, head_dropout, _ = NETS[name]
   channels = shape[2]
-  model = models.build(
+  return models.build(
     10,
     [_MEAN] * channels,
     [_DEVIATION] * channels,
     backbone=backbone,
-    width=width,
+    width=width or usual,
     dropout=dropout,
     head_dropout=head_dropout,
+    dtype=dtype,
   )
+
+
+def net(name: str, width: int = 0):
+  """Ours, and its variables."""
+  model = build(name, width)
   return model, models.init(model, data(name)[0], jax.random.key(0))
 
 
@@ -142,19 +150,21 @@ def _ours(name: str, steps: int) -> timing.Case:
   return run
 
 
-def torch_net(name: str):
+def torch_net(name: str, width: int = 0):
   """The same net in PyTorch, checked against ours."""
   import torch
   import torch_nets
 
-  backbone, width, shape, dropout, head_dropout, _ = NETS[name]
+  backbone, usual, shape, dropout, head_dropout, _ = NETS[name]
   made = torch_nets.DHRNet(
-    backbone, width, shape[2], shape[0], dropout, head_dropout
+    backbone, width or usual, shape[2], shape[0], dropout, head_dropout
   )
-  model, variables = net(name)
-  made.take(variables).eval()
   image = data(name)[0][:8]
-  expected = model.apply(variables, image)
+  # Accelerators round float32 by default.
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    model, variables = net(name, width)
+    expected = model.apply(variables, image)
+  made.take(variables).eval()
   with torch.no_grad():
     logits, latent, reconstruction = made(standardise(torch.tensor(image)))
   for one, other in (
@@ -174,9 +184,18 @@ def standardise(image):
   return (image.permute(0, 3, 1, 2).float() / 255.0 - _MEAN) / _DEVIATION
 
 
+def torch_loss(made, x, label):
+  """Both losses of a net in PyTorch on [B, C, H, W], standardised."""
+  from torch.nn import functional
+
+  logits, _, reconstruction = made(x)
+  return functional.cross_entropy(logits, label) + functional.mse_loss(
+    reconstruction, x
+  )
+
+
 def _torch(name: str, steps: int, layout: str, compiled: bool) -> timing.Case:
   import torch
-  from torch.nn import functional
 
   image, label = (torch.tensor(x) for x in data(name))
   label = label.long()
@@ -189,12 +208,7 @@ def _torch(name: str, steps: int, layout: str, compiled: bool) -> timing.Case:
     made.parameters(), 0.01, 0.9, weight_decay=5e-4, nesterov=True
   )
 
-  def loss_of(x, label):
-    logits, _, reconstruction = made(x)
-    return functional.cross_entropy(logits, label) + functional.mse_loss(
-      reconstruction, x
-    )
-
+  loss_of = functools.partial(torch_loss, made)
   if compiled:
     loss_of = torch.compile(loss_of, dynamic=False)
 

@@ -1,9 +1,15 @@
 """The scripts in benchmarks/ measure what they say, on small sizes."""
 
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from crosr_jax import weibull
+from crosr_jax.models import summary
 
 _SCRIPTS = 'benchmarks'
 
@@ -58,3 +64,171 @@ def test_many_classes(script, vector):
   assert [cases[name]['count'] for name in cases] == [0, 200, 40]
   assert 0 < cases['begin']['peak_gib'] <= cases['fit']['peak_gib']
   assert cases['fit']['seconds'] > 0 and cases['score']['seconds'] > 0
+
+
+def _event(name, thread, start, length, process=7, **args):
+  return {
+    'ph': 'X', 'pid': process, 'tid': thread, 'name': name,
+    'ts': start, 'dur': length, 'args': args,
+  }  # fmt: skip
+
+
+def _named(kind, name, **where):
+  return {'ph': 'M', 'name': f'{kind}_name', 'args': {'name': name}, **where}
+
+
+def test_where_the_time_of_a_trace_goes(script, tmp_path, monkeypatch, capsys):
+  events = [
+    _named('process', '/host:CPU', pid=1),
+    _named('process', '/device:GPU:0', pid=7),
+    _named('thread', 'Stream #14(Compute)', pid=7, tid=14),
+    _named('thread', 'Stream #15(MemcpyD2D)', pid=7, tid=15),
+    _named('thread', 'XLA Ops', pid=7, tid=99),
+    # 1 ms until the first; 4 of 8 ms busy, since two overlap.
+    _event('sm90_xmma_fprop_implicit_gemm_bf16', 14, 1000, 1000),
+    _event('sm90_xmma_fprop_implicit_gemm_bf16', 14, 4000, 1000),
+    _event('loop_add_fusion_3', 14, 7000, 1500, hlo_op='add_fusion'),
+    _event('MemcpyD2D', 15, 8000, 1000),
+    # The same once more, and the host.
+    _event('cudnn-conv.1', 99, 1000, 1000),
+    _event('PjitFunction', 1, 0, 90_000, process=1),
+    {},
+  ]
+  folder = tmp_path / 'plugins' / 'profile' / 'now'
+  folder.mkdir(parents=True)
+  with gzip.open(folder / 'vm.trace.json.gz', 'wt') as file:
+    json.dump({'traceEvents': events}, file)
+  found = script('kernels').read(tmp_path)
+  assert (found.span, found.busy) == (8.0, 4.0)
+  assert found.kinds == {
+    'convolution': 2.0,
+    'elementwise': 1.5,
+    'copy, transpose': 1.0,
+  }
+  longest = found.kernels[0]
+  assert (longest.time, longest.count, longest.kind) == (2.0, 2, 'convolution')
+  assert found.kernels[1].operation == 'add_fusion'
+  module, path = script('accelerator'), tmp_path / 'found.json'
+  monkeypatch.setattr(module.kernels, 'read', lambda folder: found)
+  monkeypatch.setattr(module, '_trainer', lambda *of: lambda count: None)
+  module._profile(module.Book(module.SMALL, 1, 100.0, str(path)), 'vgg')
+  told = capsys.readouterr().out
+  # Two programs of two steps.
+  assert '4 steps in 8.0 ms, of which kernels ran 50.0 %' in told
+  assert f'{"convolution":26}  44.4 %     0.5000' in told
+  (written,) = json.loads(path.read_text())['profiles'].values()
+  assert written['kinds'] == found.kinds and len(written['kernels']) == 3
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name', 'operation'),
+  [
+    ('convolution', 'sm80_xmma_wgrad_implicit_gemm_indexed_bf16', ''),
+    ('convolution', 'cudnn_generated_fort_native_sm90_x', 'cudnn-conv.3'),
+    ('copy, transpose', 'void cudnn::ops::nchwToNhwcKernel<float>', ''),
+    ('matmul', 'nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NTN', ''),
+    ('matmul', 'gemm_fusion_dot_12', ''),
+    ('matmul', 'void cublasLt::splitKreduce_kernel<32>', ''),
+    ('reduce', 'input_convert_reduce_fusion_2', ''),
+    ('pool', 'loop_reduce_window_fusion', ''),
+    ('elementwise', 'loop_convert_fusion', ''),
+    ('elementwise', 'wrapped_convert', ''),
+    ('copy, transpose', 'input_transpose_fusion', ''),
+    ('collective', 'ncclDevKernel_AllReduce_Sum_f32', ''),
+    ('memset', 'Memset', ''),
+    ('convolution', 'kernel_7', 'cudnn-conv-bw-filter.2'),
+    ('other', 'kernel_7', 'call.1'),
+  ],
+)
+def test_kinds_of_kernels(script, kind, name, operation):
+  assert script('kernels').kind(name, operation) == kind
+
+
+def test_a_trace_without_a_gpu(script, tmp_path):
+  with jax.profiler.trace(str(tmp_path)):
+    jnp.ones((9, 9)).block_until_ready()
+  assert list(tmp_path.rglob('*.trace.json.gz'))
+  assert script('kernels').read(tmp_path) is None
+
+
+def _accelerator(script, monkeypatch, *flags):
+  module = script('accelerator')
+  monkeypatch.setattr('sys.argv', ['accelerator.py', *flags])
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  return module.main()
+
+
+def test_a_trial_without_accelerator(script, monkeypatch, capsys, tmp_path):
+  path = tmp_path / 'found.json'
+  code = _accelerator(
+    *(script, monkeypatch, '--small', '--no_torch', '--parts=peak,score'),
+    f'--output={path}',
+  )
+  found = json.loads(path.read_text())
+  assert code == 0 and not found['failed'] and not found['left_out']
+  assert len(found['tables']) == 4 and found['peak'] > 0
+  names = [row['name'] for row in found['tables'][list(found['tables'])[2]]]
+  assert names[0] == 'ours' and 'bare matmul' in names
+  assert 'samples/s' in capsys.readouterr().out
+
+
+def test_what_has_no_time_and_what_fails_is_told(
+  script, monkeypatch, capsys, tmp_path
+):
+  path = tmp_path / 'found.json'
+  flags = '--small', '--no_torch', '--parts=peak', f'--output={path}'
+  assert _accelerator(script, monkeypatch, '--budget=0', *flags) == 0
+  found = json.loads(path.read_text())
+  assert found['left_out'] == ['peak'] and not found['tables']
+  module = script('accelerator')
+  book = module.Book(module.SMALL, 1, 100.0, str(path))
+
+  def broken():
+    raise RuntimeError('out of memory')
+
+  rows = book.measure(
+    'a title',
+    {'broken': broken, 'whole': lambda: lambda count: None},
+    lambda name, seconds: name,
+  )
+  assert [row.name for row in rows] == ['whole']
+  assert 'a title: broken: failed, RuntimeError: out of memory' in (
+    capsys.readouterr().out
+  )
+  found = json.loads(path.read_text())
+  assert 'out of memory' in found['failed']['a title: broken']
+
+
+@pytest.mark.parametrize(
+  'flags', [(), ('--parts=peaks', '--small'), ('--nets=vgg16', '--small')]
+)
+def test_one_line_where_it_cannot_be_used(script, monkeypatch, capsys, flags):
+  assert _accelerator(script, monkeypatch, *flags) == 2
+  assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_operations_of_a_step(script):
+  module = script('accelerator')
+  model = script('train_step').build('mnist', 4)
+  forward = sum(row.multiply_adds for row in summary.rows(model, (28, 28, 1)))
+  # All but the images has a gradient, which is what the first layer saves.
+  first = 28 * 28 * 3 * 3 * 1 * 4
+  assert module._operations('mnist', 4, 1) == 2 * (3 * forward - first)
+  assert module._operations('mnist', 4, 6) == 12 * (3 * forward - first)
+
+
+def test_trainer_takes_steps_without_moving_anything(script, compilations):
+  module = script('accelerator')
+  sizes = module.SMALL._replace(samples=8, batch=4)
+  work = module._trainer('mnist', 2, 4, 'bfloat16', sizes)
+  work(1)
+  before = len(compilations)
+  work(3)
+  assert len(compilations) == before
+
+
+@pytest.mark.parametrize('name', ['mnist', 'vgg', 'fast', 'wide_resnet'])
+def test_nets_in_pytorch_are_ours(script, name):
+  pytest.importorskip('torch')
+  # It compares them itself.
+  assert script('train_step').torch_net(name, 8)
