@@ -276,29 +276,35 @@ def _plan(book: Book, torch: Any, parts: list[str], nets: list[str]):
       _train, book, torch, name, batch
     )
 
-  if 'peak' in parts:
-    yield 'peak', functools.partial(_peak, book, torch)
-  if 'train' in parts:
-    if 'vgg' in nets:
-      yield training('vgg', sizes.batch)
-    if 'mnist' in nets:
-      yield training('mnist', sizes.batch)
-    if 'fast' in nets:
-      yield training('fast', sizes.batch)
-      yield training('fast_wide', sizes.batch)
-    if 'mnist' in nets:
-      yield training('mnist', sizes.small_batch)
-  if 'score' in parts:
-    for count in sizes.rows:
-      yield f'score {count}', functools.partial(_score, book, count)
-  if 'width' in parts and 'mnist' in nets:
-    yield 'width', functools.partial(_widths, book)
-  if 'profile' in parts:
-    for net, name in (('vgg', 'vgg'), ('fast', 'fast_wide')):
-      if net in nets:
-        yield f'profile {name}', functools.partial(_profile, book, name)
-  if 'train' in parts and 'wide_resnet' in nets:
-    yield training('wide_resnet', sizes.batch)
+  def profile(name: str):
+    return f'profile {name}', functools.partial(_profile, book, name)
+
+  def wanted(part: str, net: str = '') -> bool:
+    return part in parts and (not net or net in nets)
+
+  steps = [
+    (wanted('peak'), ('peak', functools.partial(_peak, book, torch))),
+    (wanted('train', 'vgg'), training('vgg', sizes.batch)),
+    (wanted('profile', 'vgg'), profile('vgg')),
+    (wanted('train', 'mnist'), training('mnist', sizes.batch)),
+    (wanted('train', 'fast'), training('fast_wide', sizes.batch)),
+    (wanted('profile', 'fast'), profile('fast_wide')),
+    *(
+      (
+        wanted('score'),
+        (f'score {count}', functools.partial(_score, book, count)),
+      )
+      for count in sizes.rows
+    ),
+    (
+      wanted('width', 'mnist'),
+      ('width', functools.partial(_widths, book)),
+    ),
+    (wanted('train', 'mnist'), training('mnist', sizes.small_batch)),
+    (wanted('train', 'fast'), training('fast', sizes.batch)),
+    (wanted('train', 'wide_resnet'), training('wide_resnet', sizes.batch)),
+  ]
+  return [step for is_wanted, step in steps if is_wanted]
 
 
 def _torch(small: bool) -> Any:
@@ -420,8 +426,8 @@ def _train(book: Book, torch: Any, name: str, batch: int) -> None:
   operations = _operations(name, width, batch)
   book.note('multiply_adds', title, operations // 2)
 
-  def ours(dtype: str) -> Work:
-    return _trainer(name, width, batch, dtype, sizes)
+  def ours(dtype: str, pool: str = 'max_pool') -> Work:
+    return _trainer(name, width, batch, dtype, sizes, pool)
 
   makers = {'ours': functools.partial(ours, 'bfloat16')}
   if torch:
@@ -433,6 +439,10 @@ def _train(book: Book, torch: Any, name: str, batch: int) -> None:
       makers[case] = functools.partial(
         _torch_training, torch, name, batch, mode, sizes
       )
+  # As on CPU; whether it pays elsewhere too.
+  makers['ours, our pooling'] = functools.partial(
+    *(ours, 'bfloat16', 'max_pool_with_own_gradient')
+  )
   if name == 'vgg':
     makers['ours, float32'] = functools.partial(ours, 'float32')
   book.measure(
@@ -499,9 +509,17 @@ def _operations(name: str, width: int, batch: int) -> int:
 
 @functools.cache
 def _trainer(
-  name: str, width: int, batch: int, dtype: str, sizes: Sizes
+  name: str,
+  width: int,
+  batch: int,
+  dtype: str,
+  sizes: Sizes,
+  pool: str = 'max_pool',
 ) -> Work:
-  """Programs of some steps, on one device, as train.fit and loop.run do."""
+  """Programs of some steps, on one device, as train.fit and loop.run do.
+
+  `pool` names the function of layers.py that pools.
+  """
   samples = _samples(name, sizes.samples)
   model = train_step.build(name, width, dtype)
   step, rule = _step(model, samples.image)
@@ -520,7 +538,8 @@ def _trainer(
     fed.step, shared=fed.shared, devices=jax.local_devices()[:1]
   )
   placed, order, guard = engine.place(state), fed.order(0), 'disallow'
-  engine.compile(placed, *[next(order)] * sizes.steps)
+  with mock.patch.object(layers, 'max_pool', getattr(layers, pool)):
+    engine.compile(placed, *[next(order)] * sizes.steps)
 
   def work(count: int) -> None:
     nonlocal placed

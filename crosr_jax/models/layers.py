@@ -146,7 +146,7 @@ def max_pool(x: Array) -> Array:
   """2x2, stride 2; an odd row or column is pooled alone. [B, H, W, C]."""
   # XLA's own gradient takes a sixth of a training step on CPU. Ours has no
   # forward mode (jax.jvp).
-  return _max_pool_for_cpu(x) if _is_ours() else _max_pool(x)
+  return max_pool_with_own_gradient(x) if _is_ours() else _max_pool(x)
 
 
 def _max_pool(x: Array) -> Array:
@@ -154,7 +154,7 @@ def _max_pool(x: Array) -> Array:
   return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding='SAME')
 
 
-_max_pool_for_cpu = jax.custom_vjp(_max_pool)
+max_pool_with_own_gradient = jax.custom_vjp(_max_pool)
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -192,7 +192,7 @@ def doubled(x: Array, size: Sequence[int]) -> Array:
   return x[:, : size[0], : size[1]]
 
 
-_max_pool_for_cpu.defvjp(_max_pool_forward, _max_pool_backward)
+max_pool_with_own_gradient.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class Dropout(nn.Module):
