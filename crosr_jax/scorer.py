@@ -37,7 +37,8 @@ _NEAREST = 8
 # there a matmul's loses more than two bits.
 _CLOSE = 0.25
 # Rows of a block: as many as make its [B, K] and [B, D] a good piece of work,
-# within bounds; but never more than memory has room for, 16 MiB each.
+# within bounds; but never more than memory has room for, 16 MiB each, which on
+# accelerators is the good piece.
 _GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22
 _FEWEST_ROWS, _MOST_ROWS = 128, 2048
 # Blocks at once: XLA computes on all cores in a matmul alone.
@@ -520,7 +521,9 @@ def by_blocks(
 
 def _rows(widest: int) -> int:
   """Of a block with so many columns, a power of two."""
-  rows = min(max(_GOOD_CELLS // widest, _FEWEST_ROWS), _MOST_ROWS)
+  is_cpu = jax.default_backend() == 'cpu'
+  good = _GOOD_CELLS if is_cpu else _MOST_CELLS
+  rows = min(max(good // widest, _FEWEST_ROWS), _MOST_ROWS)
   return 1 << (min(rows, max(_MOST_CELLS // widest, 8)).bit_length() - 1)
 
 

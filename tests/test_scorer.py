@@ -407,3 +407,17 @@ def test_a_device_that_a_caller_chose_holds_for_all_blocks():
     )
   assert seen == {chosen}
   np.testing.assert_array_equal(found, a + 1)
+
+
+@pytest.mark.parametrize(
+  ('widest', 'on_cpu', 'elsewhere'),
+  [(106, 2048, 2048), (1_512, 128, 2048), (20_512, 128, 128)],
+)
+def test_blocks_are_larger_on_accelerators(
+  widest, on_cpu, elsewhere, monkeypatch
+):
+  for backend, expected in (('cpu', on_cpu), ('gpu', elsewhere)):
+    monkeypatch.setattr(jax, 'default_backend', lambda x=backend: x)
+    assert scorer._rows(widest) == expected
+    # 16 MiB of float32 at most.
+    assert expected * widest <= 2**22
