@@ -44,17 +44,20 @@ _POOLED_SAMPLES = 20
 # Errors below it are taken as equal to it before the logarithm.
 SMALLEST_ERROR = 1e-12
 
-# Numbers of a piece of a block that are looked at together: what is computed of
-# them in float64 stays in the processor's cache.
+# Numbers that are looked at together: what is computed of them in float64 stays
+# in the processor's cache.
 _CELLS = 1 << 17
+# Those of a piece of a block: more, as threads wait for each other between any
+# two operations on them.
+_PIECE = 3 << 16
 # Distances that differ by less of themselves are equal.
 _ROUNDING = 3e-14
 # Pieces whose largest distances wait to be merged, at most.
 _MOST_PARTS = 1000
 
 Blocks = Callable[[], Iterable[types.Features]]
-# What was made of the vectors of a piece, their labels, K and L.
-_Correct = Iterable[tuple[Any, np.ndarray, tuple[int, int]]]
+# What was made of the vectors of a piece, and their labels.
+_Correct = Iterable[tuple[np.ndarray, np.ndarray]]
 _Result = TypeVar('_Result')
 # [n, ...] of this process -> what every process gave, in their order; only n
 # may differ between them.
@@ -204,12 +207,12 @@ def fit_shares(
 def _pieces(
   blocks: Blocks,
 ) -> Iterator[tuple[types.Features, np.ndarray]]:
-  """Blocks, and positions in them: by class, about _CELLS numbers at a time."""
+  """Blocks, and positions in them: by class, about _PIECE numbers at a time."""
   for features in blocks():
     _check_features(features)
     features = types.Features(*map(np.asarray, features))
     width = features.logits.shape[1] + features.latent.shape[1]
-    rows = max(_CELLS // width, 1)
+    rows = max(_PIECE // width, 1)
     order = np.argsort(features.label, kind='stable')
     for start in range(0, len(order), rows):
       yield features, order[start : start + rows]
@@ -220,14 +223,14 @@ def _on_all_cores(
 ) -> Iterator[_Result]:
   """fn of each item, in their order; the first is done before all others."""
   items = iter(items)
-  for first in itertools.islice(items, 1):
-    yield fn(*first)
   cores = os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(cores) as threads:
+    for first in itertools.islice(items, 1):
+      yield threads.submit(fn, *first).result()
     ahead: collections.deque[concurrent.futures.Future] = collections.deque()
     for item in items:
       ahead.append(threads.submit(fn, *item))
-      if len(ahead) > 2 * cores:
+      if len(ahead) > cores:
         yield ahead.popleft().result()
     while ahead:
       yield ahead.popleft().result()
@@ -258,7 +261,7 @@ def _fit(
   wanted = [_tail_counts(count, *length) for length in lengths]
   kept = [np.minimum(size, count) for size in wanted]
   tails = _Tails(np.max(kept, axis=0))
-  for distance, label, _ in _correct(blocks, vector, space.distance):
+  for distance, label in _correct(blocks, vector, space.distance):
     tails.add(label, distance)
   if everyone is not alone:
     tails.share(everyone)
@@ -464,6 +467,40 @@ def _parts(features: types.Features, vector: str) -> list[np.ndarray]:
   return parts
 
 
+class _Piece(NamedTuple):
+  """Samples of a block, by class."""
+
+  parts: list[np.ndarray]  # of their vectors: logits [n, K] first, then others
+  label: np.ndarray  # [n] int64
+  # [2, n or more, D] float64 to work in. Other pieces use it again: nothing
+  # that is returned may lie in it.
+  memory: np.ndarray
+
+  def rows(self, chosen: np.ndarray) -> '_Piece':
+    """Those of a mask [n]."""
+    if chosen.all():
+      return self
+    (at,) = np.nonzero(chosen)
+    parts = [part[at] for part in self.parts]
+    return _Piece(parts, self.label[at], self.memory)
+
+  def is_correct(self) -> np.ndarray:
+    """[n]: whether the own logit is the largest."""
+    return np.argmax(self.parts[0], axis=1) == self.label
+
+  def vectors(self) -> np.ndarray:
+    """[n, D] float64, in the first half of the memory."""
+    a = self.memory[0, : len(self.label)]
+    return np.concatenate(self.parts, axis=1, out=a, casting='unsafe')
+
+  def checked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors, which are finite, labels, and memory of the vectors' shape."""
+    a = self.vectors()
+    if not _is_finite(a):
+      _check_finite(a, 'features')
+    return a, self.label, self.memory[1, : len(a)]
+
+
 class _Space(NamedTuple):
   """Where distances of samples to the mean of their own class are taken."""
 
@@ -479,7 +516,7 @@ class _Space(NamedTuple):
     num_classes = len(self.mav)
     count = np.zeros(num_classes)
     total, square = np.zeros((2, num_classes, 3))
-    for parts, label, _ in correct:
+    for parts, label in correct:
       count += np.bincount(label, minlength=num_classes)
       _add_by_class(total, label, parts)
       _add_by_class(square, label, np.square(parts))
@@ -583,6 +620,13 @@ class _Tails:
     return tail
 
 
+def _is_finite(a: np.ndarray) -> bool:
+  """Whether all are; False, too, where squares are too large to say."""
+  # A sum is finite only if every term is.
+  with np.errstate(invalid='ignore', over='ignore'):
+    return bool(np.isfinite(np.vecdot(a, a).sum()))
+
+
 def _largest(rows: Any, size: np.ndarray, first: int) -> np.ndarray:
   """The size[k] largest values of each row, [K, t], filled up with NaN.
 
@@ -602,52 +646,53 @@ def _largest(rows: Any, size: np.ndarray, first: int) -> np.ndarray:
   return tail
 
 
-def _correct(
-  blocks: Blocks,
-  vector: str,
-  fn: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
-) -> _Correct:
-  """fn(vectors, labels, spare) of the correctly classified, by piece, in order.
-
-  fn may change the vectors, and has `spare` of their shape to work in. Both
-  are used again for other pieces: it must not return them.
-  """
+def _each(
+  blocks: Blocks, vector: str, fn: Callable[[_Piece], _Result]
+) -> Iterator[tuple[_Result, tuple[int, int, int]]]:
+  """fn of each piece, in order, and K, L and D."""
   # New memory for every piece would take longer than what is computed in it.
   own = threading.local()
 
   def work(
     features: types.Features, positions: np.ndarray
-  ) -> tuple[Any, np.ndarray, tuple[int, int, int]]:
-    piece = features.rows(positions)
-    parts = _parts(piece, vector)
+  ) -> tuple[_Result, tuple[int, int, int]]:
+    rows = features.rows(positions)
+    parts = _parts(rows, vector)
     shape = len(positions), sum(part.shape[1] for part in parts)
-    pair = getattr(own, 'pair', np.empty((2, 0, 0)))
-    if pair.shape[1] < shape[0] or pair.shape[2] != shape[1]:
-      own.pair = pair = np.empty((2, *shape))
-    a, spare = pair[:, : shape[0]]
-    np.concatenate(parts, axis=1, out=a, casting='unsafe')
-    # A sum is finite only if every term is; the costly look is for the rest.
-    with np.errstate(invalid='ignore', over='ignore'):
-      is_finite = np.isfinite(np.vecdot(a, a).sum())
-    if not is_finite:
-      _check_finite(a, 'features')
-    label = piece.label.astype(np.int64)
-    right = np.argmax(piece.logits, axis=1) == label
-    if not right.all():
-      label = label[right]
-      a, spare = a[right], spare[: len(label)]
-    sizes = piece.logits.shape[1], piece.latent.shape[1], a.shape[1]
-    return fn(a, label, spare), label, sizes
+    memory = getattr(own, 'memory', np.empty((2, 0, 0)))
+    if memory.shape[1] < shape[0] or memory.shape[2] != shape[1]:
+      own.memory = memory = np.empty((2, *shape))
+    sizes = rows.logits.shape[1], rows.latent.shape[1], shape[1]
+    return fn(_Piece(parts, rows.label.astype(np.int64), memory)), sizes
 
   before: tuple[int, ...] | None = None
-  for result, label, sizes in _on_all_cores(work, _pieces(blocks)):
+  for result, sizes in _on_all_cores(work, _pieces(blocks)):
     if before not in (None, sizes):
       raise types.UsageError(
         'blocks of features differ: classes, latent width and vector width '
         f'were {before} and are {sizes}'
       )
     before = sizes
-    yield result, label, (sizes[0], sizes[1])
+    yield result, sizes
+
+
+def _correct(
+  blocks: Blocks,
+  vector: str,
+  fn: Callable[[np.ndarray, np.ndarray, np.ndarray], _Result],
+) -> Iterator[tuple[_Result, np.ndarray]]:
+  """fn(vectors, labels, spare) of the correctly classified, and their labels.
+
+  By piece, in order. fn may change the vectors, and has `spare` of their shape
+  to work in. It must return neither.
+  """
+
+  def work(piece: _Piece) -> tuple[_Result, np.ndarray]:
+    piece = piece.rows(piece.is_correct())
+    return fn(*piece.checked()), piece.label
+
+  for result, _ in _each(blocks, vector, work):
+    yield result
 
 
 def _sum(rows: np.ndarray, everyone: Everyone) -> np.ndarray:
@@ -669,27 +714,40 @@ def _class_means(
   """Correct samples per class, [K], their means, [K, D], and L."""
   shift: Any = None
 
-  def sums(
-    a: np.ndarray, label: np.ndarray, spare: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray]:
-    del spare
-    # Sums around the first piece's mean keep their digits at any offset.
+  def sums(piece: _Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     nonlocal shift
+    right = piece.is_correct()
+    kept = piece.rows(right)
+    # What is wrong has to be finite as well.
+    finite = kept is piece or _is_finite(piece.rows(~right).vectors())
+    a = kept.vectors()
     if shift is None:
-      shift = a.mean(axis=0) if len(a) else np.zeros(a.shape[1])
-    a -= shift
-    return _sums(label, a)
+      # Sums around the first piece's mean keep their digits at any offset. What
+      # float32 holds has enough to spare.
+      shift = np.zeros(a.shape[1])
+      with np.errstate(invalid='ignore', over='ignore'):
+        if len(a) and not np.array_equal(a.astype(np.float32), a):
+          shift = a.mean(axis=0)
+    if shift.any():
+      with np.errstate(invalid='ignore'):
+        a -= shift
+    classes, found = _sums(kept.label, a)
+    if not (finite and _is_finite(found)):
+      _check_finite(piece.vectors(), 'features')
+    return kept.label, classes, found
 
   count, total, width = np.zeros(0, np.int64), np.zeros((0, 0)), 0
-  for (classes, found), label, (num_classes, latent_width) in _correct(
-    blocks, vector, sums
-  ):
+  for (label, classes, found), shape in _each(blocks, vector, sums):
     if not len(count):
-      width = latent_width
-      count = np.zeros(num_classes, np.int64)
-      total = np.zeros((num_classes, found.shape[1]))
-    count += np.bincount(label, minlength=num_classes)
-    total[classes] += found
+      width = shape[1]
+      count = np.zeros(shape[0], np.int64)
+      total = np.zeros((shape[0], shape[2]))
+    count += np.bincount(label, minlength=len(count))
+    if len(classes) and classes[-1] - classes[0] == len(classes) - 1:
+      # Of neighbours: without a copy.
+      total[classes[0] : classes[-1] + 1] += found
+    else:
+      total[classes] += found
   sizes = np.array([[len(count), width, total.shape[1]]])[: len(count)]
   sizes = np.concatenate(everyone(sizes))
   if not len(sizes):
@@ -719,16 +777,20 @@ def _counts(
 ) -> np.ndarray:
   """Correct samples per class of blocks other than those of the means, [K]."""
   count = np.zeros(len(mav), np.int64)
-  for vector_width, label, (num_classes, latent_width) in _correct(
-    blocks, vector, lambda a, *_: a.shape[1]
-  ):
-    if (num_classes, vector_width) != mav.shape or latent_width != width:
+
+  def labels(piece: _Piece) -> np.ndarray:
+    _, label, _ = piece.checked()
+    return label[piece.is_correct()]
+
+  for label, sizes in _each(blocks, vector, labels):
+    if sizes != (len(mav), width, mav.shape[1]):
+      num_classes, latent_width, vector_width = sizes
       raise types.UsageError(
         f'tail_features have {num_classes} classes, a latent of width '
         f'{latent_width} and vectors of {vector_width}, features '
         f'{mav.shape[0]}, {width} and {mav.shape[1]}'
       )
-    count += np.bincount(label, minlength=num_classes)
+    count += np.bincount(label, minlength=len(mav))
   return count
 
 
@@ -801,7 +863,7 @@ def _deviations(
     _less_own_mean(a, mav, label, spare)
     return np.einsum('nd,nd->d', a, a)
 
-  for found, *_ in _correct(blocks, vector, squares):
+  for found, _ in _correct(blocks, vector, squares):
     within += found
   within = _sum(within, everyone)
   center, between = count @ mav / total, np.zeros_like(within)

@@ -216,6 +216,19 @@ def test_stream_equals_memory(generator, block):
     np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('label', [0, -1])
+def test_what_is_wrong_must_be_finite_too(generator, bad, label):
+  features = _features(generator)
+  features.logits[7], features.label[7] = np.arange(4), label
+  features.latent[7, 2] = bad
+  with pytest.raises(types.UserError, match='1 of 4000 values are not finite'):
+    weibull.fit(features, tail_size=20)
+  held_out = {'tail_features': features, 'tail_size': 20}
+  with pytest.raises(types.UserError, match='1 of 4000 values are not finite'):
+    weibull.fit(_features(generator), **held_out)
+
+
 def _together(parts, **fields):
   """What each of several threads fits of its blocks, as processes would."""
   table, met = [None] * len(parts), threading.Barrier(len(parts), timeout=60)
