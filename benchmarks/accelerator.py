@@ -439,10 +439,7 @@ def _train(book: Book, torch: Any, name: str, batch: int) -> None:
       makers[case] = functools.partial(
         _torch_training, torch, name, batch, mode, sizes
       )
-  # As on CPU; whether it pays elsewhere too.
-  makers['ours, our pooling'] = functools.partial(
-    *(ours, 'bfloat16', 'max_pool_with_own_gradient')
-  )
+  makers['ours, XLA pools'] = functools.partial(ours, 'bfloat16', '_max_pool')
   if name == 'vgg':
     makers['ours, float32'] = functools.partial(ours, 'float32')
   book.measure(
@@ -648,8 +645,7 @@ def _score(book: Book, count: int) -> None:
     return work
 
   def in_blocks_of(rows: int) -> None:
-    # What scorer.py would take for the fewest rows.
-    with mock.patch.object(scorer, '_FEWEST_ROWS', rows):
+    with mock.patch.object(scorer, '_rows', lambda widest: rows):
       scorer.score(features, model)
 
   def on_device() -> Work:
@@ -667,7 +663,7 @@ def _score(book: Book, count: int) -> None:
 
   makers = {
     'ours': lambda: repeated(lambda: scorer.score(features, model)),
-    'ours, 2,048 rows at a time': lambda: repeated(lambda: in_blocks_of(2048)),
+    'ours, 128 rows at a time': lambda: repeated(lambda: in_blocks_of(128)),
     'ours, on the device': on_device,
     'bare matmul': lambda: repeated(
       scoring.bare_matmul(vector, jax.device_put(mav))
