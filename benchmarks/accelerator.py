@@ -228,7 +228,7 @@ def main() -> int:
   parser.add_argument('--parts', default=','.join(PARTS))
   parser.add_argument('--nets', default=','.join(NETS))
   parser.add_argument(
-    '--budget', type=float, default=170.0, help='seconds in which cases begin'
+    '--budget', type=float, default=900.0, help='seconds in which cases begin'
   )
   parser.add_argument(
     '--small', action='store_true', help='a trial on any machine'
@@ -348,7 +348,8 @@ def _waiting(torch: Any, step: Callable[[], Any]) -> Work:
 
 def _peak(book: Book, torch: Any) -> None:
   """Products of matrices, and copies; what is copied is negated."""
-  side, products, copied = book.sizes[7:10]
+  sizes = book.sizes
+  side, products, copied = sizes.side, sizes.products, sizes.copied
 
   def product() -> Work:
     a, b = (
@@ -645,7 +646,7 @@ def _score(book: Book, count: int) -> None:
     return work
 
   def in_blocks_of(rows: int) -> None:
-    with mock.patch.object(scorer, '_rows', lambda widest: rows):
+    with mock.patch.object(scorer, '_rows', lambda *_: rows):
       scorer.score(features, model)
 
   def on_device() -> Work:

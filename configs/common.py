@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
   # is not in training; 0 = the whole image. For nets trained with train.crop.
   config.model.eval_crop = 0
   # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
-  # keeps parameters, losses, statistics and the last layer in float32.
+  # keeps parameters, losses, statistics and logits in float32.
   config.model.dtype = 'float32'
   # Nets, trained with seeds of their own, that answer together (an ensemble).
   config.model.members = 1

@@ -37,8 +37,8 @@ _NEAREST = 8
 # there a matmul's loses more than two bits.
 _CLOSE = 0.25
 # Rows of a block: as many as make its [B, K] and [B, D] a good piece of work,
-# within bounds; but never more than memory has room for, 16 MiB each, which on
-# accelerators is the good piece.
+# within bounds; but never more than memory has room for, 16 MiB each, which is
+# what a GPU takes. As many for fewer samples: no score may depend on them.
 _GOOD_CELLS, _MOST_CELLS = 1 << 18, 1 << 22
 _FEWEST_ROWS, _MOST_ROWS = 128, 2048
 # Blocks at once: XLA computes on all cores in a matmul alone.
@@ -489,9 +489,9 @@ def by_blocks(
     fitted: arrays, put on the device once.
     num_classes: of which the program makes a column each.
   """
-  rows = _rows(max(num_classes, vector(0, 1).shape[1]))
   # Named, since threads do not see what a caller set for itself.
   (device,) = jax.device_put(np.zeros(())).devices()
+  rows = _rows(max(num_classes, vector(0, 1).shape[1]), device.platform)
   fitted = jax.device_put(fitted, device)
 
   def run(start: int) -> list[np.ndarray]:
@@ -519,10 +519,9 @@ def by_blocks(
   return whole
 
 
-def _rows(widest: int) -> int:
+def _rows(widest: int, platform: str) -> int:
   """Of a block with so many columns, a power of two."""
-  is_cpu = jax.default_backend() == 'cpu'
-  good = _GOOD_CELLS if is_cpu else _MOST_CELLS
+  good = _MOST_CELLS if platform == 'gpu' else _GOOD_CELLS
   rows = min(max(good // widest, _FEWEST_ROWS), _MOST_ROWS)
   return 1 << (min(rows, max(_MOST_CELLS // widest, 8)).bit_length() - 1)
 

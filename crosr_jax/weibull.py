@@ -47,8 +47,8 @@ SMALLEST_ERROR = 1e-12
 # Numbers that are looked at together: what is computed of them in float64 stays
 # in the processor's cache.
 _CELLS = 1 << 17
-# Those of a piece of a block: more, as threads wait for each other between any
-# two operations on them.
+# Those of a piece of a block: more, as between any two operations on them
+# threads wait for Python's lock.
 _PIECE = 3 << 16
 # Distances that differ by less of themselves are equal.
 _ROUNDING = 3e-14
@@ -226,6 +226,7 @@ def _on_all_cores(
   cores = os.cpu_count() or 1
   with concurrent.futures.ThreadPoolExecutor(cores) as threads:
     for first in itertools.islice(items, 1):
+      # By a thread of these, whose memory is used again.
       yield threads.submit(fn, *first).result()
     ahead: collections.deque[concurrent.futures.Future] = collections.deque()
     for item in items:
@@ -684,7 +685,8 @@ def _correct(
   """fn(vectors, labels, spare) of the correctly classified, and their labels.
 
   By piece, in order. fn may change the vectors, and has `spare` of their shape
-  to work in. It must return neither.
+  to work in. It must return neither. That all others are finite, the pass that
+  counted them has seen.
   """
 
   def work(piece: _Piece) -> tuple[_Result, np.ndarray]:
@@ -717,17 +719,18 @@ def _class_means(
   def sums(piece: _Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     nonlocal shift
     right = piece.is_correct()
-    kept = piece.rows(right)
     # What is wrong has to be finite as well.
-    finite = kept is piece or _is_finite(piece.rows(~right).vectors())
-    a = kept.vectors()
+    finite = right.all() or _is_finite(piece.rows(~right).vectors())
     if shift is None:
-      # Sums around the first piece's mean keep their digits at any offset. What
-      # float32 holds has enough to spare.
+      # Sums around the first piece's mean keep digits far from 0. Where that is
+      # of float32, float64 has enough to spare.
+      a = piece.vectors()
       shift = np.zeros(a.shape[1])
       with np.errstate(invalid='ignore', over='ignore'):
-        if len(a) and not np.array_equal(a.astype(np.float32), a):
+        if not np.array_equal(a.astype(np.float32), a):
           shift = a.mean(axis=0)
+    kept = piece.rows(right)
+    a = kept.vectors()
     if shift.any():
       with np.errstate(invalid='ignore'):
         a -= shift

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosr_jax import features, models
-from crosr_jax.models import blocks, dhrnet, layers
+from crosr_jax.models import dhrnet, layers
 
 # Trained numbers of the net of every config: image shape, classes, count.
 _PARAMETERS = {
@@ -368,31 +368,6 @@ def test_pool_of_a_backend(backend, is_ours, monkeypatch):
   assert ('custom_vjp' in program()) == is_ours
   with layers.stock_operations():
     assert 'custom_vjp' not in program()
-
-
-@settings(max_examples=10)
-@given(seed=st.integers(0, 999))
-def test_a_block_pools_as_after_its_relu(seed):
-  block = blocks.ConvBlock(3, 2, 0.0)
-  x = np.random.default_rng(seed).normal(size=(2, 5, 5, 2)).astype(np.float32)
-  variables = block.init(jax.random.key(seed), x, None, False)
-
-  def by_hand(variables):
-    y = x
-    for name in ('Conv_0', 'Conv_1'):
-      y = nn.relu(
-        layers.conv(3).apply({'params': variables['params'][name]}, y)
-      )
-    return layers.max_pool(y)
-
-  def loss(fn):
-    return jax.value_and_grad(lambda v: jnp.sum(jnp.sin(fn(v))))(variables)
-
-  found = loss(lambda v: block.apply(v, x, None, False))
-  for one, other in zip(
-    jax.tree.leaves(found), jax.tree.leaves(loss(by_hand)), strict=True
-  ):
-    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_odd_sizes_pool_every_pixel():

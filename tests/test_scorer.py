@@ -410,14 +410,11 @@ def test_a_device_that_a_caller_chose_holds_for_all_blocks():
 
 
 @pytest.mark.parametrize(
-  ('widest', 'on_cpu', 'elsewhere'),
+  ('widest', 'on_cpu', 'on_gpu'),
   [(106, 2048, 2048), (1_512, 128, 2048), (20_512, 128, 128)],
 )
-def test_blocks_are_larger_on_accelerators(
-  widest, on_cpu, elsewhere, monkeypatch
-):
-  for backend, expected in (('cpu', on_cpu), ('gpu', elsewhere)):
-    monkeypatch.setattr(jax, 'default_backend', lambda x=backend: x)
-    assert scorer._rows(widest) == expected
+def test_blocks_are_larger_on_a_gpu(widest, on_cpu, on_gpu):
+  for platform, rows in (('cpu', on_cpu), ('gpu', on_gpu), ('tpu', on_cpu)):
+    assert scorer._rows(widest, platform) == rows
     # 16 MiB of float32 at most.
-    assert expected * widest <= 2**22
+    assert rows * widest <= 2**22

@@ -31,15 +31,12 @@ class ConvBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, keys: Array | None, train: bool) -> Array:
     """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), width]."""
-    for left in reversed(range(self.num_convs)):
+    for _ in range(self.num_convs):
       x = layers.conv(self.width, use_bias=not self.norm)(x)
       if self.norm:
         x = layers.Norm()(x, train)
-      if not left:
-        # The same as after the ReLU, which then has a quarter to do.
-        x = layers.max_pool(x)
       x = nn.relu(x)
-    return layers.Dropout(self.dropout)(x, keys)
+    return layers.Dropout(self.dropout)(layers.max_pool(x), keys)
 
 
 class Head(nn.Module):
