@@ -53,8 +53,15 @@ def pack_onnx(model: openset.OpenSetModel, card: Mapping[str, Any]) -> bytes:
   """The same as an ONNX model; the header is in its metadata, in JSON.
 
   Raises:
-    UsageError: where the converter is not installed.
+    UsageError: where the converter is not installed, or the net is one that
+      runtimes do not take.
   """
+  if model.net.dtype != 'float32':
+    raise types.UsageError(
+      f'ONNX: the net computes in {model.net.dtype}, in which onnxruntime has '
+      'no convolution for CPU; export to a name that ends in .jaxexport, or '
+      "train with model.dtype='float32'"
+    )
   try:
     import jax2onnx
   except ImportError:

@@ -104,6 +104,27 @@ def test_other_nets(tmp_path, workdir, image, fields):
   _compare(_loaded(tmp_path, changed), changed, image)
 
 
+def test_a_net_in_bfloat16(tmp_path, workdir, image):
+  model = openset.load(workdir)
+  half = dataclasses.replace(model, net=model.net.clone(dtype='bfloat16'))
+  probability, _, prediction = _loaded(tmp_path, half)(image)
+  scores = half(image)
+  # Eight bits of a number; XLA's operations add in another order.
+  np.testing.assert_allclose(probability, scores.probability, atol=0.02)
+  assert np.mean(prediction == scores.prediction) > 0.99
+  # It is not the same net in float32.
+  assert np.abs(probability - model(image).probability).max() > 1e-4
+
+
+def test_no_onnx_of_what_runtimes_do_not_take(workdir):
+  model = openset.load(workdir)
+  half = dataclasses.replace(model, net=model.net.clone(dtype='bfloat16'))
+  with pytest.raises(
+    types.UsageError, match=r'bfloat16.*\.jaxexport, or train'
+  ):
+    exporting.pack_onnx(half, {})
+
+
 def test_an_augmented_net(tmp_path, workdir, image):
   """Unknown as a logit of its own: the last of the seven stands for it."""
   model = openset.load(workdir)
