@@ -120,6 +120,10 @@ def get_config() -> ConfigDict:
   # Gaussian noise on the images that the net sees in training and not on those
   # it is to rebuild (denoising), in deviations of the pixels; 0 = none.
   config.train.noise = 0.0
+  # Side of a square of the mean colour somewhere on the images that the net
+  # sees in training (cutout), which it is to rebuild whole; the accuracy in the
+  # log is of what it sees; 0 = none.
+  config.train.cutout = 0
   # Decay of the moving average of weights that is evaluated; 0 = none.
   config.train.average = 0.0
   # 'sgd' (Nesterov), 'adamw' or 'muon'.

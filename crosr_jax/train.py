@@ -33,6 +33,7 @@ Array = jax.Array
 _IMAGES_FOR_INIT = 512
 _MIXUP_SALT = zlib.crc32(b'mixup')
 _NOISE_SALT = zlib.crc32(b'noise')
+_CUTOUT_SALT = zlib.crc32(b'cutout')
 _WORDS = loop.Words(
   'training',
   ('loss', 'cross_entropy', 'reconstruction', 'accuracy'),
@@ -71,6 +72,7 @@ def loss_fn(
   label_smoothing: float,
   mixup: float = 0.0,
   noise: float = 0.0,
+  cutout: int = 0,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """Cross-entropy + weight * mean squared reconstruction error.
 
@@ -78,8 +80,9 @@ def loss_fn(
   the standardised image (CROSR, section 4). Of a label, a share
   `label_smoothing` is spread evenly over all classes. With `mixup`, image and
   label are first mixed with the next row's, see `_mixer`; the mixed image is
-  what is rebuilt, and the sample counts as its larger part's class. `noise` is
-  on what the net sees and not on what it is to rebuild, see `_noisy`.
+  what is rebuilt, and the sample counts as its larger part's class. `noise` and
+  `cutout` are on what the net sees and not on what it is to rebuild, see
+  `_noisy` and `_cut_out`.
 
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
@@ -87,9 +90,14 @@ def loss_fn(
   variables = {'params': params, 'batch_stats': batch_stats}
   mix = _mixer(keys, mixup) if mixup else lambda rows: rows
   image = mix(batch.image)
+  seen = image
+  if noise:
+    seen = _noisy(seen, keys, noise, model.deviation)
+  if cutout:
+    seen = _cut_out(seen, keys, cutout, model.mean)
   outputs, updated = model.apply(
     models.for_compute(model, variables),
-    _noisy(image, keys, noise, model.deviation) if noise else image,
+    seen,
     keys,
     train=True,
     mutable=['batch_stats'],
@@ -168,6 +176,41 @@ def _noisy(
   )
 
 
+def _cut_out(
+  image: Array, keys: Array, side: int, mean: tuple[float, ...]
+) -> Array:
+  """With a square of the mean colour (DeVries & Taylor 2017).
+
+  Its centre is at any pixel, so that near the border part of it lies outside.
+
+  Args:
+    image: [B, H, W, C], of 8-bit values.
+    keys: [B].
+    side: of the square, in pixels.
+    mean: of the training pixels, per channel, in [0, 1].
+
+  Returns:
+    [B, H, W, C] float32.
+  """
+
+  def is_cut(key: Array) -> Array:
+    own = jax.random.split(jax.random.fold_in(key, _CUTOUT_SALT))
+    # Counted from the first row and column of the square.
+    row, column = (
+      jnp.arange(size) - jax.random.randint(axis, (), 0, size) + side // 2
+      for size, axis in zip(image.shape[1:3], own, strict=True)
+    )
+    inside = [(x >= 0) & (x < side) for x in (row, column)]
+    return inside[0][:, None] & inside[1][None]
+
+  colour = 255.0 * jnp.array(mean, jnp.float32)
+  return jnp.where(
+    jax.vmap(is_cut)(keys)[..., None],
+    colour[None, None, None],
+    image.astype(jnp.float32),
+  )
+
+
 def _next_row(rows: Array) -> Array:
   """Row i + 1 in place of row i, over all replicas, the first after the last.
 
@@ -194,6 +237,7 @@ def replica_step(
   average: float,
   mixup: float = 0.0,
   noise: float = 0.0,
+  cutout: int = 0,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of one replica.
 
@@ -211,6 +255,7 @@ def replica_step(
     average: decay of the moving average; 0 = none.
     mixup: see `loss_fn`.
     noise: see `loss_fn`.
+    cutout: see `loss_fn`.
 
   Returns:
     The next state and the metrics, means over all replicas.
@@ -230,6 +275,7 @@ def replica_step(
     label_smoothing,
     mixup,
     noise,
+    cutout,
   )
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   metrics = jax.lax.pmean(metrics, layers.AXIS)
@@ -524,6 +570,7 @@ def build_step(
   label_smoothing: float = 0.0,
   mixup: float = 0.0,
   noise: float = 0.0,
+  cutout: int = 0,
   shift_fill: str = 'black',
   rotate: float = 0.0,
   lighting: float = 0.0,
@@ -545,6 +592,7 @@ def build_step(
     label_smoothing: see `loss_fn`, in [0, 1).
     mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
     noise: see `loss_fn`, in deviations of the training pixels; 0 = none.
+    cutout: see `loss_fn`, in pixels; 0 = none.
     shift_fill: see augment.build.
     rotate: see augment.build.
     lighting: see augment.build.
@@ -559,6 +607,12 @@ def build_step(
     reconstruction_weight=reconstruction_weight, mixup=mixup, noise=noise
   )
   _check_share(label_smoothing=label_smoothing, average=average)
+  side = min(image.shape[1:3])
+  if not 0 <= cutout <= side:
+    raise types.UsageError(
+      f'train.cutout must be at least 0 and at most {side}, the side of the '
+      f'images, got {cutout}'
+    )
   augmentation = augment.build(
     shift=shift,
     flip=flip,
@@ -586,6 +640,7 @@ def build_step(
     average=average,
     mixup=mixup,
     noise=noise,
+    cutout=cutout,
   )
   return step, rule
 

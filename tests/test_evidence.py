@@ -291,6 +291,7 @@ def test_evidence_of_the_nearest_class(generator, error):
   np.testing.assert_allclose(
     np.linalg.norm(np.maximum(above, 0) * weibull.EVIDENCE_WEIGHTS, axis=1),
     expected,
-    rtol=1e-6,
+    rtol=1e-5,
+    atol=1e-5,  # the reference takes logarithms in float32
   )
   assert error or (above[:, 2] == 0).all()

@@ -98,6 +98,7 @@ def _steps(net, devices, parallel, num_steps=20, together=1):
     average=0.9,
     mixup=0.4,
     noise=0.2,
+    cutout=3,
   )
   engine = sharding.engine(
     step, parallel=parallel, devices=jax.devices()[:devices]
@@ -156,8 +157,10 @@ def test_dropout_is_on_in_training():
   assert np.abs(losses[0] - without[0]) > 1e-3
 
 
-@pytest.mark.parametrize(('smoothing', 'noise'), [(0.0, 0.0), (0.2, 0.3)])
-def test_loss_by_hand(smoothing, noise):
+@pytest.mark.parametrize(
+  ('smoothing', 'noise', 'cutout'), [(0.0, 0.0, 0), (0.2, 0.3, 4)]
+)
+def test_loss_by_hand(smoothing, noise, cutout):
   # What is seen in evaluation is no matter here.
   net = _net(eval_crop=6)
   samples = _samples(8)
@@ -175,14 +178,16 @@ def test_loss_by_hand(smoothing, noise):
       0.5,
       smoothing,
       noise=noise,
+      cutout=cutout,
     )
     return loss, metrics
 
   loss, metrics = jax.vmap(replica, axis_name='batch')(
     *(x[None] for x in (batch.image, batch.label, keys))
   )
-  # Noise is on what the net sees; what it is to rebuild stays clean.
+  # They are on what the net sees; what it is to rebuild stays clean.
   seen = train._noisy(samples.image, keys, noise, net.deviation)
+  seen = train._cut_out(seen, keys, cutout, net.mean)
   outputs, _ = jax.vmap(
     lambda image, keys: net.apply(
       variables, image, keys, train=True, mutable=['batch_stats']
@@ -247,6 +252,36 @@ def test_noise_follows_its_distribution():
   for channel, deviation in enumerate((0.1, 0.2)):
     added = (noisy[..., channel] - 100) / (255 * deviation)
     assert stats.kstest(added.ravel(), 'norm').pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+  ('side', 'size'), [(3, (7, 9)), (4, (6, 5)), (6, (6, 6))]
+)
+def test_cutout_is_a_square_anywhere(side, size):
+  keys = jax.random.split(jax.random.key(0), 3_000)
+  image = np.full((3_000, *size, 2), 7, np.uint8)
+  cut = np.asarray(train._cut_out(image, keys, side, (0.2, 0.4)))
+  is_cut = cut[..., 0] != 7
+  for channel, colour in enumerate((51, 102)):
+    np.testing.assert_allclose(cut[is_cut][:, channel], colour, rtol=1e-6)
+    assert (cut[~is_cut][:, channel] == 7).all()
+  # A rectangle, and how long it is on each axis if centres are uniform.
+  spans = [is_cut.any(axis=axis) for axis in (2, 1)]
+  np.testing.assert_array_equal(
+    is_cut, spans[0][:, :, None] & spans[1][:, None]
+  )
+  # Of 3 around 2: 1, 2, 3; of 4: 0, 1, 2, 3.
+  firsts = {tuple(np.flatnonzero(x)) for x in spans[0]}
+  assert tuple(range(2 - side // 2, 2 - side // 2 + side)) in firsts or side > 5
+  assert len(firsts) == size[0]
+  for span, length in zip(spans, size, strict=True):
+    expected = sum(
+      max(
+        0, min(center - side // 2 + side, length) - max(center - side // 2, 0)
+      )
+      for center in range(length)
+    )
+    assert abs(span.sum(axis=1).mean() - expected / length) < 0.1
 
 
 def test_average_by_hand():
@@ -613,6 +648,7 @@ def test_plain_lines_without_a_terminal(tmp_path, caplog):
     ({'lighting': -1.0}, 'train.lighting must be at least 0'),
     ({'expand': 0.9}, 'train.expand must be at least 1 .* got 0.9'),
     ({'crop': -1}, 'train.crop must be at least 0, got -1'),
+    ({'cutout': 9}, 'train.cutout must be at least 0 and at most 8'),
     ({'crop': 9}, 'train.crop=9 is larger than the images, 8 x 8'),
     ({'keep_checkpoints': 0}, 'train.keep_checkpoints'),
     ({'log_every': 0}, 'train.log_every'),
