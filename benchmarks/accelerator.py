@@ -48,9 +48,9 @@ import train_step
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from crosr_jax import feed, models, scorer, sharding, train, types
+from crosr_jax import feed, scorer, sharding, train, types
 from crosr_jax.data import splits
-from crosr_jax.models import layers, summary
+from crosr_jax.models import layers
 
 # Does a unit of work so often, and has done all of it when it returns.
 Work = Callable[[int], None]
@@ -427,8 +427,8 @@ def _train(book: Book, torch: Any, name: str, batch: int) -> None:
   operations = _operations(name, width, batch)
   book.note('multiply_adds', title, operations // 2)
 
-  def ours(dtype: str, pool: str = 'max_pool') -> Work:
-    return _trainer(name, width, batch, dtype, sizes, pool)
+  def ours(dtype: str, is_stock: bool = False) -> Work:
+    return _trainer(name, width, batch, dtype, sizes, is_stock)
 
   makers = {'ours': functools.partial(ours, 'bfloat16')}
   if torch:
@@ -440,7 +440,7 @@ def _train(book: Book, torch: Any, name: str, batch: int) -> None:
       makers[case] = functools.partial(
         _torch_training, torch, name, batch, mode, sizes
       )
-  makers['ours, XLA pools'] = functools.partial(ours, 'bfloat16', '_max_pool')
+  makers['ours, XLA pools'] = functools.partial(ours, 'bfloat16', is_stock=True)
   if name == 'vgg':
     makers['ours, float32'] = functools.partial(ours, 'float32')
   book.measure(
@@ -460,49 +460,16 @@ def _samples(name: str, count: int) -> splits.Labelled:
   return splits.Labelled(image, rng.integers(0, 10, count, np.int32))
 
 
-def _step(model: models.Net, image: np.ndarray):
-  """A step of a training without augmentation, and its update rule."""
-  return train.build_step(
-    model,
-    image,
-    seed=0,
-    num_steps=1000,
-    average=0.0,
-    reconstruction_weight=1.0,
-    shift=0,
-    flip=False,
-    **_RULE,
-  )
-
-
 @functools.cache
 def _operations(name: str, width: int, batch: int) -> int:
   """Of a training step: two for each multiply-add."""
   shape = train_step.NETS[name][2]
   model = train_step.build(name, width)
-  step, rule = _step(model, np.zeros((1, *shape), np.uint8))
-  variables = models.shapes(model, shape)
-  params = variables['params']
-  state = train.TrainState(
-    jax.ShapeDtypeStruct((), jnp.int32),
-    params,
-    variables['batch_stats'],
-    jax.eval_shape(rule.init, params),
+  step, rule = train_step.plain_step(
+    model, np.zeros((1, *shape), np.uint8), 1000, _RULE
   )
-  image, label, mask, index = (
-    jax.ShapeDtypeStruct((batch, *rest), dtype)
-    for rest, dtype in (
-      (shape, jnp.uint8),
-      ((), jnp.int32),
-      ((), jnp.bool),
-      ((), jnp.uint32),
-    )
-  )
-  with layers.stock_operations():
-    jaxpr = jax.make_jaxpr(step, axis_env=[(layers.AXIS, 1)])(
-      state, (types.Batch(image, label, mask), index)
-    )
-  return 2 * summary.multiply_adds(jaxpr.jaxpr)
+  state = train.state_shapes(model, rule, shape)
+  return 2 * train.multiply_adds(step, state, train.batch_shapes(shape, batch))
 
 
 @functools.cache
@@ -512,15 +479,15 @@ def _trainer(
   batch: int,
   dtype: str,
   sizes: Sizes,
-  pool: str = 'max_pool',
+  is_stock: bool = False,
 ) -> Work:
   """Programs of some steps, on one device, as train.fit and loop.run do.
 
-  `pool` names the function of layers.py that pools.
+  `is_stock` for XLA's operations in place of ours, of which a GPU has pooling.
   """
   samples = _samples(name, sizes.samples)
   model = train_step.build(name, width, dtype)
-  step, rule = _step(model, samples.image)
+  step, rule = train_step.plain_step(model, samples.image, 1000, _RULE)
   fed = feed.build(
     step,
     samples,
@@ -536,7 +503,7 @@ def _trainer(
     fed.step, shared=fed.shared, devices=jax.local_devices()[:1]
   )
   placed, order, guard = engine.place(state), fed.order(0), 'disallow'
-  with mock.patch.object(layers, 'max_pool', getattr(layers, pool)):
+  with layers.stock_operations() if is_stock else contextlib.nullcontext():
     engine.compile(placed, *[next(order)] * sizes.steps)
 
   def work(count: int) -> None:

@@ -33,8 +33,17 @@ def parser(about: str) -> argparse.ArgumentParser:
   made.add_argument(
     '--repeats', type=int, default=7, help='rounds; figures to be told need 7'
   )
-  made.add_argument('--output', default='', help='JSON file for the figures')
+  made.add_argument(
+    '--output', type=_writable, default='', help='JSON file for the figures'
+  )
   return made
+
+
+def _writable(text: str) -> str:
+  # Seen now and not when all is measured.
+  if text and not os.access(pathlib.Path(text).absolute().parent, os.W_OK):
+    raise argparse.ArgumentTypeError(f'{text} cannot be written')
+  return text
 
 
 def interleaved(

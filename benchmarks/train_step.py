@@ -19,7 +19,7 @@ import timing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from crosr_jax import models, optimizer, sharding, train, types
+from crosr_jax import models, sharding, train, types
 
 # Backbone, width, shape of an image, both dropout rates, batch size.
 NETS = {
@@ -115,22 +115,24 @@ def training(model, image, num_steps: int, fields):
 
   `fields` are those of optimizer.build.
   """
-  rule, rate = optimizer.build(num_steps, **fields)
-  root = jax.random.key(0)
-  engine = sharding.engine(
-    functools.partial(
-      train.replica_step,
-      model=model,
-      rule=rule,
-      rate=rate,
-      augmentation=lambda image, keys: image,
-      key=train.named_key(root, 'train'),
-      reconstruction_weight=1.0,
-      label_smoothing=0.0,
-      average=0.0,
-    )
+  step, rule = plain_step(model, image, num_steps, fields)
+  state = train.init_state(model, rule, image, jax.random.key(0))
+  return sharding.engine(step), state
+
+
+def plain_step(model, image, num_steps: int, fields):
+  """A step without augmentation, and its update rule."""
+  return train.build_step(
+    model,
+    image,
+    seed=0,
+    num_steps=num_steps,
+    average=0.0,
+    reconstruction_weight=1.0,
+    shift=0,
+    flip=False,
+    **fields,
   )
-  return engine, train.init_state(model, rule, image, root)
 
 
 def _ours(name: str, steps: int) -> timing.Case:

@@ -158,8 +158,10 @@ def candidates(
   for name in ('openmax', 'crosr_y'):
     model = weibull.fit(train_part, **judge.PUBLISHED[name])
     rows[name] = functools.partial(_unknown_score, model=model, method=name)
-  for name, fields in RECIPES.items():
-    model = weibull.fit(train_part, **fields)
+  recipes = {
+    name: weibull.fit(train_part, **fields) for name, fields in RECIPES.items()
+  }
+  for name, model in recipes.items():
     rows[name] = functools.partial(_unknown_score, model=model, method='crosr')
   try:
     held_out = weibull.fit(
@@ -184,7 +186,9 @@ def candidates(
       model=model,
       without=without,
     )
-  rows['evidence, common logit'] = _common_logit(train_part)
+  rows['evidence, common logit'] = _common_logit(
+    train_part, recipes['evidence']
+  )
   rows['mahalanobis, shrunk'] = _mahalanobis(train_part)
   rows['nearest neighbours'] = _nearest(train_part)
   return rows
@@ -355,14 +359,14 @@ def _without_code(found: types.Features) -> types.Features:
 
 
 def _common_logit(
-  known: types.Features,
+  known: types.Features, model: types.WeibullModel
 ) -> Callable[[types.Features], np.ndarray]:
   """'evidence' without tails, of one measure for the logits of all classes.
 
   How far the largest logit falls short of the mean of known samples, in their
   deviation within a class; smooth, so that what lies above keeps its order.
+  `model` is 'evidence' of them.
   """
-  model = weibull.fit(known, **_EVIDENCE)
   label = np.argmax(known.logits, axis=1)
   right = label == known.label
   top, label = known.logits.max(axis=1)[right], label[right]

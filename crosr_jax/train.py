@@ -369,31 +369,18 @@ def plan(
     average=average,
     **fields,
   )
-  state = jax.eval_shape(
-    functools.partial(_first, rule=rule, average=average),
-    models.shapes(model, image_shape),
-  )
-
-  def batch(rows: int) -> tuple[types.Batch, Any]:
-    image = jax.ShapeDtypeStruct((rows, *image_shape), jnp.uint8)
-    label, mask, index = (
-      jax.ShapeDtypeStruct((rows,), dtype)
-      for dtype in (jnp.int32, jnp.bool, jnp.uint32)
-    )
-    return types.Batch(image, label, mask), index
-
+  state = state_shapes(model, rule, image_shape, average=average)
   devices = sharding.num_devices()
-  share = batch(batch_size // devices)
-  with layers.stock_operations():
-    jaxpr = jax.make_jaxpr(step, axis_env=[(layers.AXIS, devices)])(
-      state, share
-    )
+  share = batch_shapes(image_shape, batch_size // devices)
+  counted = multiply_adds(step, state, share, devices)
   start = time.monotonic()
   engine = sharding.engine(step, parallel=parallel)
-  found: Any = engine.planned(state, batch(batch_size)).memory_analysis()
+  found: Any = engine.planned(
+    state, batch_shapes(image_shape, batch_size)
+  ).memory_analysis()
   return Plan(
     parameters=num_parameters(state),
-    multiply_adds=summary.multiply_adds(jaxpr.jaxpr),
+    multiply_adds=counted,
     state=_bytes(state),
     batch=_bytes(share),
     # What is not given the memory of the old state is new.
@@ -403,6 +390,43 @@ def plan(
     program=found.generated_code_size_in_bytes,
     seconds=time.monotonic() - start,
   )
+
+
+def state_shapes(
+  model: dhrnet.DHRNet,
+  rule: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+  *,
+  average: float = 0.0,
+) -> TrainState:
+  """`init_state` of images of H, W, C, as shapes alone."""
+  return jax.eval_shape(
+    functools.partial(_first, rule=rule, average=average),
+    models.shapes(model, image_shape),
+  )
+
+
+def batch_shapes(
+  image_shape: tuple[int, int, int], rows: int
+) -> tuple[types.Batch, Any]:
+  """What a step is given, as shapes alone."""
+  image = jax.ShapeDtypeStruct((rows, *image_shape), jnp.uint8)
+  label, mask, index = (
+    jax.ShapeDtypeStruct((rows,), dtype)
+    for dtype in (jnp.int32, jnp.bool, jnp.uint32)
+  )
+  return types.Batch(image, label, mask), index
+
+
+def multiply_adds(
+  step: sharding.ReplicaStep, state: Any, batch: Any, devices: int = 1
+) -> int:
+  """Of a step on one of the devices, from shapes; see summary.multiply_adds."""
+  with layers.stock_operations():
+    jaxpr = jax.make_jaxpr(step, axis_env=[(layers.AXIS, devices)])(
+      state, batch
+    )
+  return summary.multiply_adds(jaxpr.jaxpr)
 
 
 def _bytes(tree: Any) -> int:

@@ -463,8 +463,18 @@ def evidence(features: types.Features, model: types.WeibullModel) -> np.ndarray:
   Each from what is usual for the class of the largest logit, of a model of
   'evidence'; below 0 nothing is strange. Where there is no code or no error it
   is 0.
+
+  Raises:
+    UsageError: for another model, or features that are not the model's.
   """
   a = activation_vector(features, model.vector)
+  found = model.vector, features.latent.shape[1], a.shape[1]
+  wanted = 'evidence', model.latent_width, model.mav.shape[1]
+  if found != wanted:
+    raise types.UsageError(
+      'vector, latent width and vector width must be those of a model of '
+      f'evidence, {wanted}, got {found}'
+    )
   label = np.argmax(features.logits, axis=1)
   space = _Space(
     *(model.vector, model.mav, model.feature_scale, model.latent_width),

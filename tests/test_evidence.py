@@ -295,3 +295,15 @@ def test_evidence_of_the_nearest_class(generator, error):
     atol=1e-5,  # the reference takes logarithms in float32
   )
   assert error or (above[:, 2] == 0).all()
+
+
+def test_evidence_of_another_model(generator):
+  train = _features(generator)
+  fields = {'scaling': 'within_class', 'tail_size': 20}
+  joint = weibull.fit(train, vector='joint', **fields)
+  with pytest.raises(types.UsageError, match=r"got .'joint'"):
+    weibull.evidence(train, joint)
+  fitted = weibull.fit(train, vector='evidence', **fields)
+  narrow = train._replace(latent=train.latent[:, :2])
+  with pytest.raises(types.UsageError, match=r"got .'evidence', 2, 7"):
+    weibull.evidence(narrow, fitted)

@@ -148,7 +148,7 @@ def max_pool(x: Array) -> Array:
   # With XLA's own gradient a training step takes a fifth longer, on CPU as on a
   # GPU; on TPU it was not measured. Ours has no forward mode (jax.jvp).
   is_ours = _is_ours('cpu', 'gpu')
-  return max_pool_with_own_gradient(x) if is_ours else _max_pool(x)
+  return _max_pool_with_own_gradient(x) if is_ours else _max_pool(x)
 
 
 def _max_pool(x: Array) -> Array:
@@ -156,7 +156,7 @@ def _max_pool(x: Array) -> Array:
   return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding='SAME')
 
 
-max_pool_with_own_gradient = jax.custom_vjp(_max_pool)
+_max_pool_with_own_gradient = jax.custom_vjp(_max_pool)
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -194,7 +194,7 @@ def doubled(x: Array, size: Sequence[int]) -> Array:
   return x[:, : size[0], : size[1]]
 
 
-max_pool_with_own_gradient.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool_with_own_gradient.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class Dropout(nn.Module):
