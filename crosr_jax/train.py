@@ -20,6 +20,7 @@ from crosr_jax import (
   features,
   feed,
   loop,
+  mixing,
   models,
   optimizer,
   sharding,
@@ -31,9 +32,6 @@ from crosr_jax.models import dhrnet, ensemble, layers, summary
 Array = jax.Array
 
 _IMAGES_FOR_INIT = 512
-_MIXUP_SALT = zlib.crc32(b'mixup')
-_NOISE_SALT = zlib.crc32(b'noise')
-_CUTOUT_SALT = zlib.crc32(b'cutout')
 _WORDS = loop.Words(
   'training',
   ('loss', 'cross_entropy', 'reconstruction', 'accuracy'),
@@ -73,28 +71,33 @@ def loss_fn(
   mixup: float = 0.0,
   noise: float = 0.0,
   cutout: int = 0,
+  splice: float = 0.0,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """Cross-entropy + weight * mean squared reconstruction error.
 
   Both are means over this replica's batch; the error is over all elements of
   the standardised image (CROSR, section 4). Of a label, a share
   `label_smoothing` is spread evenly over all classes. With `mixup`, image and
-  label are first mixed with the next row's, see `_mixer`; the mixed image is
-  what is rebuilt, and the sample counts as its larger part's class. `noise` and
-  `cutout` are on what the net sees and not on what it is to rebuild, see
-  `_noisy` and `_cut_out`.
+  label are first mixed with the next row's, see mixing.mixer; the mixed image
+  is what is rebuilt, and the sample counts as its larger part's class. A share
+  `splice` of the images is spliced, see mixing.spliced: their labels are spread
+  evenly over all classes, nothing asks the net to rebuild them, and they do not
+  count in the accuracy. `noise` and `cutout` are on what the net sees and not
+  on what it is to rebuild, see mixing.noisy and mixing.cut_out.
 
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
   """
   variables = {'params': params, 'batch_stats': batch_stats}
-  mix = _mixer(keys, mixup) if mixup else lambda rows: rows
-  image = mix(batch.image)
+  mix = mixing.mixer(keys, mixup) if mixup else lambda rows: rows
+  image, is_whole = mix(batch.image), None
+  if splice:
+    image, is_whole = mixing.spliced(image, batch.label, keys, splice)
   seen = image
   if noise:
-    seen = _noisy(seen, keys, noise, model.deviation)
+    seen = mixing.noisy(seen, keys, noise, model.deviation)
   if cutout:
-    seen = _cut_out(seen, keys, cutout, model.mean)
+    seen = mixing.cut_out(seen, keys, cutout, model.mean)
   outputs, updated = model.apply(
     models.for_compute(model, variables),
     seen,
@@ -107,120 +110,38 @@ def loss_fn(
     (1.0 - label_smoothing) * jax.nn.one_hot(batch.label, num_classes)
     + label_smoothing / num_classes
   )
+  if is_whole is not None:
+    target_class = jnp.where(is_whole[:, None], target_class, 1.0 / num_classes)
   cross_entropy = jnp.mean(
     optax.softmax_cross_entropy(outputs.logits, target_class)
   )
   right = jnp.argmax(outputs.logits, axis=1) == batch.label
   metrics = {
     'cross_entropy': cross_entropy,
-    'accuracy': jnp.mean(right.astype(jnp.float32)),
+    'accuracy': _mean(right.astype(jnp.float32), is_whole),
   }
   loss = cross_entropy
   if model.lateral != 'none':
     target = model.standardise(image, train=True)
-    metrics['reconstruction'] = jnp.mean(
-      jnp.square(outputs.reconstruction - target)
+    metrics['reconstruction'] = _mean(
+      jnp.square(outputs.reconstruction - target), is_whole
     )
     loss = loss + reconstruction_weight * metrics['reconstruction']
   metrics['loss'] = loss
   return loss, (metrics, updated.get('batch_stats', batch_stats))
 
 
-def _mixer(keys: Array, shape: float) -> Callable[[Array], Array]:
-  """Mixes each row with the next of the global batch (Zhang et al. 2018).
+def _mean(values: Array, counts: Array | None) -> Array:
+  """Of [B, ...], over the rows that count; None = all.
 
-  Args:
-    keys: [B].
-    shape: of the symmetric Beta distribution that shares are drawn from; a row
-      keeps the larger of the two.
-
-  Returns:
-    A function of rows [B, ...], which come back as float32.
+  Averaged over the replicas it is the mean over the rows of them all.
   """
-
-  def larger(key: Array) -> Array:
-    own = jax.random.beta(jax.random.fold_in(key, _MIXUP_SALT), shape, shape)
-    return jnp.maximum(own, 1.0 - own)
-
-  def mix(rows: Array) -> Array:
-    rows = rows.astype(jnp.float32)
-    own = share.reshape(-1, *(1,) * (rows.ndim - 1))
-    return own * rows + (1.0 - own) * _next_row(rows)
-
-  share = jax.vmap(larger)(keys)
-  return mix
-
-
-def _noisy(
-  image: Array, keys: Array, noise: float, deviation: tuple[float, ...]
-) -> Array:
-  """With Gaussian noise on every pixel, for denoising (Vincent et al. 2008).
-
-  Args:
-    image: [B, H, W, C], of 8-bit values.
-    keys: [B].
-    noise: its deviation, in those of the training pixels.
-    deviation: these, per channel, in [0, 1].
-
-  Returns:
-    [B, H, W, C] float32, not clipped.
-  """
-
-  def added(key: Array) -> Array:
-    own = jax.random.fold_in(key, _NOISE_SALT)
-    return jax.random.normal(own, image.shape[1:])
-
-  scale = 255.0 * noise * jnp.array(deviation, jnp.float32)
-  return image.astype(jnp.float32) + scale[None, None, None] * jax.vmap(added)(
-    keys
-  )
-
-
-def _cut_out(
-  image: Array, keys: Array, side: int, mean: tuple[float, ...]
-) -> Array:
-  """With a square of the mean colour (DeVries & Taylor 2017).
-
-  Its centre is at any pixel, so that near the border part of it lies outside.
-
-  Args:
-    image: [B, H, W, C], of 8-bit values.
-    keys: [B].
-    side: of the square, in pixels.
-    mean: of the training pixels, per channel, in [0, 1].
-
-  Returns:
-    [B, H, W, C] float32.
-  """
-
-  def is_cut(key: Array) -> Array:
-    own = jax.random.split(jax.random.fold_in(key, _CUTOUT_SALT))
-    # Counted from the first row and column of the square.
-    row, column = (
-      jnp.arange(size) - jax.random.randint(axis, (), 0, size) + side // 2
-      for size, axis in zip(image.shape[1:3], own, strict=True)
-    )
-    inside = [(x >= 0) & (x < side) for x in (row, column)]
-    return inside[0][:, None] & inside[1][None]
-
-  colour = 255.0 * jnp.array(mean, jnp.float32)
-  return jnp.where(
-    jax.vmap(is_cut)(keys)[..., None],
-    colour[None, None, None],
-    image.astype(jnp.float32),
-  )
-
-
-def _next_row(rows: Array) -> Array:
-  """Row i + 1 in place of row i, over all replicas, the first after the last.
-
-  However many devices share a batch, every row meets the same one.
-  """
-  n = jax.lax.axis_size(layers.AXIS)
-  first = jax.lax.ppermute(
-    rows[:1], layers.AXIS, [(i, (i - 1) % n) for i in range(n)]
-  )
-  return jnp.concatenate([rows[1:], first])
+  if counts is None:
+    return jnp.mean(values)
+  share = jax.lax.pmean(jnp.mean(counts.astype(jnp.float32)), layers.AXIS)
+  kept = jnp.where(counts.reshape(-1, *(1,) * (values.ndim - 1)), values, 0.0)
+  # Of a batch without any it is 0.
+  return jnp.mean(kept) / jnp.where(share > 0, share, 1.0)
 
 
 def replica_step(
@@ -238,6 +159,7 @@ def replica_step(
   mixup: float = 0.0,
   noise: float = 0.0,
   cutout: int = 0,
+  splice: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of one replica.
 
@@ -256,6 +178,7 @@ def replica_step(
     mixup: see `loss_fn`.
     noise: see `loss_fn`.
     cutout: see `loss_fn`.
+    splice: see `loss_fn`.
 
   Returns:
     The next state and the metrics, means over all replicas.
@@ -276,6 +199,7 @@ def replica_step(
     mixup,
     noise,
     cutout,
+    splice,
   )
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   metrics = jax.lax.pmean(metrics, layers.AXIS)
@@ -595,6 +519,7 @@ def build_step(
   mixup: float = 0.0,
   noise: float = 0.0,
   cutout: int = 0,
+  splice: float = 0.0,
   shift_fill: str = 'black',
   rotate: float = 0.0,
   lighting: float = 0.0,
@@ -617,6 +542,7 @@ def build_step(
     mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
     noise: see `loss_fn`, in deviations of the training pixels; 0 = none.
     cutout: see `loss_fn`, in pixels; 0 = none.
+    splice: see `loss_fn`, in [0, 1); 0 = none.
     shift_fill: see augment.build.
     rotate: see augment.build.
     lighting: see augment.build.
@@ -630,7 +556,7 @@ def build_step(
   _check_finite(
     reconstruction_weight=reconstruction_weight, mixup=mixup, noise=noise
   )
-  _check_share(label_smoothing=label_smoothing, average=average)
+  _check_share(label_smoothing=label_smoothing, average=average, splice=splice)
   side = min(image.shape[1:3])
   if not 0 <= cutout <= side:
     raise types.UsageError(
@@ -665,6 +591,7 @@ def build_step(
     mixup=mixup,
     noise=noise,
     cutout=cutout,
+    splice=splice,
   )
   return step, rule
 

@@ -1,0 +1,163 @@
+"""What training does to the images of a batch beside augmentation.
+
+B batch of one replica, H x W pixels, C channels; one PRNG key per sample, so
+that what happens to it does not depend on the device it lands on. The axis
+layers.AXIS runs over the replicas.
+"""
+
+import math
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from crosr_jax.models import layers
+
+Array = jax.Array
+
+_MIXUP_SALT = zlib.crc32(b'mixup')
+_NOISE_SALT = zlib.crc32(b'noise')
+_CUTOUT_SALT = zlib.crc32(b'cutout')
+_SPLICE_SALT = zlib.crc32(b'splice')
+# How far from the middle a splice's line may be, in sides of the image.
+_OFF_CENTRE = 0.15
+
+
+def mixer(keys: Array, shape: float) -> Callable[[Array], Array]:
+  """Mixes each row with the next of the global batch (Zhang et al. 2018).
+
+  Args:
+    keys: [B].
+    shape: of the symmetric Beta distribution that shares are drawn from; a row
+      keeps the larger of the two.
+
+  Returns:
+    A function of rows [B, ...], which come back as float32.
+  """
+
+  def larger(key: Array) -> Array:
+    own = jax.random.beta(jax.random.fold_in(key, _MIXUP_SALT), shape, shape)
+    return jnp.maximum(own, 1.0 - own)
+
+  def mix(rows: Array) -> Array:
+    rows = rows.astype(jnp.float32)
+    own = share.reshape(-1, *(1,) * (rows.ndim - 1))
+    return own * rows + (1.0 - own) * _next_row(rows)
+
+  share = jax.vmap(larger)(keys)
+  return mix
+
+
+def noisy(
+  image: Array, keys: Array, noise: float, deviation: tuple[float, ...]
+) -> Array:
+  """With Gaussian noise on every pixel, for denoising (Vincent et al. 2008).
+
+  Args:
+    image: [B, H, W, C], of 8-bit values.
+    keys: [B].
+    noise: its deviation, in those of the training pixels.
+    deviation: these, per channel, in [0, 1].
+
+  Returns:
+    [B, H, W, C] float32, not clipped.
+  """
+
+  def added(key: Array) -> Array:
+    own = jax.random.fold_in(key, _NOISE_SALT)
+    return jax.random.normal(own, image.shape[1:])
+
+  scale = 255.0 * noise * jnp.array(deviation, jnp.float32)
+  return image.astype(jnp.float32) + scale[None, None, None] * jax.vmap(added)(
+    keys
+  )
+
+
+def cut_out(
+  image: Array, keys: Array, side: int, mean: tuple[float, ...]
+) -> Array:
+  """With a square of the mean colour (DeVries & Taylor 2017).
+
+  Its centre is at any pixel, so that near the border part of it lies outside.
+
+  Args:
+    image: [B, H, W, C], of 8-bit values.
+    keys: [B].
+    side: of the square, in pixels.
+    mean: of the training pixels, per channel, in [0, 1].
+
+  Returns:
+    [B, H, W, C] float32.
+  """
+
+  def is_cut(key: Array) -> Array:
+    own = jax.random.split(jax.random.fold_in(key, _CUTOUT_SALT))
+    # Counted from the first row and column of the square.
+    row, column = (
+      jnp.arange(size) - jax.random.randint(axis, (), 0, size) + side // 2
+      for size, axis in zip(image.shape[1:3], own, strict=True)
+    )
+    inside = [(x >= 0) & (x < side) for x in (row, column)]
+    return inside[0][:, None] & inside[1][None]
+
+  colour = 255.0 * jnp.array(mean, jnp.float32)
+  return jnp.where(
+    jax.vmap(is_cut)(keys)[..., None],
+    colour[None, None, None],
+    image.astype(jnp.float32),
+  )
+
+
+def spliced(
+  image: Array, label: Array, keys: Array, share: float
+) -> tuple[Array, Array]:
+  """Some images cut along a line, with the next row's image beyond it.
+
+  What comes out is of known pixels and of no class (docs/experiments.md, 10;
+  CutMix of Yun et al. 2019 joins images too, for their labels). The line runs
+  near the middle, in any direction, and is one pixel soft, so that there is no
+  edge to know it by.
+
+  Args:
+    image: [B, H, W, C], of 8-bit values.
+    label: [B]; a row stays as it is where the next is of the same class.
+    keys: [B].
+    share: of the rows, in [0, 1).
+
+  Returns:
+    [B, H, W, C] float32, and which rows are still whole, [B].
+  """
+  height, width = image.shape[1:3]
+  image = image.astype(jnp.float32)
+
+  def side(key: Array) -> tuple[Array, Array]:
+    """Whether a row is spliced, and how much of each pixel stays, [H, W]."""
+    chance, turn, place = jax.random.uniform(
+      jax.random.fold_in(key, _SPLICE_SALT), (3,)
+    )
+    angle = 2 * math.pi * turn
+    row, column = (
+      jnp.arange(n, dtype=jnp.float32) - (n - 1) / 2 for n in (height, width)
+    )
+    # Signed, in pixels.
+    distance = row[:, None] * jnp.sin(angle) + column[None] * jnp.cos(angle)
+    offset = _OFF_CENTRE * (2 * place - 1) * min(height, width)
+    return chance < share, jax.nn.sigmoid(2 * (distance - offset))
+
+  is_chosen, stays = jax.vmap(side)(keys)
+  is_whole = ~is_chosen | (label == _next_row(label))
+  stays = jnp.where(is_whole[:, None, None], 1.0, stays)[..., None]
+  return stays * image + (1.0 - stays) * _next_row(image), is_whole
+
+
+def _next_row(rows: Array) -> Array:
+  """Row i + 1 in place of row i, over all replicas, the first after the last.
+
+  However many devices share a batch, every row meets the same one.
+  """
+  n = jax.lax.axis_size(layers.AXIS)
+  first = jax.lax.ppermute(
+    rows[:1], layers.AXIS, [(i, (i - 1) % n) for i in range(n)]
+  )
+  return jnp.concatenate([rows[1:], first])
