@@ -31,12 +31,22 @@ def parser(about: str) -> argparse.ArgumentParser:
     description=about, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   made.add_argument(
-    '--repeats', type=int, default=7, help='rounds; figures to be told need 7'
+    '--repeats',
+    type=_positive,
+    default=7,
+    help='rounds; figures to be told need 7',
   )
   made.add_argument(
     '--output', type=_writable, default='', help='JSON file for the figures'
   )
   return made
+
+
+def _positive(text: str) -> int:
+  count = int(text)
+  if count < 1:
+    raise argparse.ArgumentTypeError(f'{text}: at least 1 round is needed')
+  return count
 
 
 def _writable(text: str) -> str:

@@ -232,3 +232,11 @@ def test_nets_in_pytorch_are_ours(script, name):
   pytest.importorskip('torch')
   # It compares them itself.
   assert script('train_step').torch_net(name, 8)
+
+
+@pytest.mark.parametrize('flag', ['--repeats=0', '--output=/nowhere/x.json'])
+def test_flags_are_looked_at_before_anything_is_measured(script, capsys, flag):
+  with pytest.raises(SystemExit) as ended:
+    script('timing').parser('').parse_args([flag])
+  assert ended.value.code == 2
+  assert flag.split('=')[1] in capsys.readouterr().err
