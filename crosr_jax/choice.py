@@ -1,19 +1,21 @@
 """Chooses tail and decision from known samples alone.
 
 The tail is what users of OpenMax and of CROSR are left alone with: 20 samples
-by custom, whatever the class size. What it decides is how many known samples
-the largest probability rejects. So that share is what one is asked for here,
-and the tail follows:
+by custom, whatever the class size. What it decides is two things at once: from
+where on a distance counts, and how many known samples the largest probability
+rejects. Here they are apart:
 
-  tail: of SHARES, the one with which the argmax over K + 1 probabilities
-    rejects the share of held-out known samples that is nearest to
-    `reject_known`; the smallest of equals.
+  tail: TAIL_SHARE of each class, on every net. Long enough that most samples
+    lie in it or near, so that distances order them.
+  prior: of PRIORS, the odds of unknown with which the argmax over K + 1
+    probabilities rejects the share of held-out known samples that is nearest to
+    `reject_known`; of equals the middle. With odds of 1, as published, it
+    rejects about half of the tail.
   decision: 'argmax', unless even so it rejects less than half or more than
     twice of `reject_known` of other held-out samples: then the threshold of
     the unknown score that keeps all but `reject_known` of them.
 
-A Weibull's median tells what to expect: if held-out samples are as far out as
-those fitted, a tail share of s rejects s / 2.
+The odds change no ranking: they move all unknown scores by one number.
 """
 
 from collections.abc import Sequence
@@ -22,9 +24,10 @@ import numpy as np
 
 from crosr_jax import metrics, scorer, types, weibull
 
-# Denser ones would tell no more: neighbours differ by about as much as the
-# count of some thousand held-out samples does by chance.
-SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4)
+# Of the tails that were ranked on known data the best, docs/experiments.md, 10.
+TAIL_SHARE = 0.2
+# A step more or less is a tenth of what is rejected.
+PRIORS = tuple(float(10**x) for x in np.arange(-60, 21) / 10)
 DECISIONS = (*scorer.DECISIONS, 'auto')
 # Beyond these times `reject_known`, argmax does not keep what was asked for.
 TOLERATED = (0.5, 2.0)
@@ -40,7 +43,7 @@ def tail(
   tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
 ) -> types.TailChoice:
-  """Chooses the tail share for CROSR's probabilities.
+  """Chooses tail and prior odds for CROSR's probabilities.
 
   Args:
     train: known training samples.
@@ -60,20 +63,16 @@ def tail(
       "tail 'auto' is chosen on held-out known samples, there are none; raise "
       'data.select_share, or give the tail as a number or a share'
     )
-  models = weibull.fit_shares(
+  model = weibull.fit(
     train,
-    SHARES,
     vector=vector,
     scaling=scaling,
+    tail_share=TAIL_SHARE,
     tail_features=tail_features,
     class_names=class_names,
   )
   of_train, of_held_out = (
-    tuple(
-      float(np.mean(scorer.score(part, model).prediction == types.UNKNOWN))
-      for model in models
-    )
-    for part in (train, held_out)
+    _rejected(scorer.score(part, model)) for part in (train, held_out)
   )
   return _nearest(reject_known, of_train, of_held_out, len(held_out.label))
 
@@ -84,6 +83,13 @@ def again(found: types.TailChoice, reject_known: float) -> types.TailChoice:
   return _nearest(reject_known, found.train, found.held_out, found.num_held_out)
 
 
+def _rejected(scores: types.Scores) -> tuple[float, ...]:
+  """Share that argmax rejects with each of PRIORS, of scores with odds of 1."""
+  known = scores.probability[:, :-1].max(axis=1).astype(np.float64)
+  unknown = scores.probability[:, -1].astype(np.float64)
+  return tuple(float(np.mean(prior * unknown > known)) for prior in PRIORS)
+
+
 def _nearest(
   reject_known: float,
   of_train: tuple[float, ...],
@@ -91,10 +97,11 @@ def _nearest(
   num_held_out: int,
 ) -> types.TailChoice:
   away = np.abs(np.asarray(of_held_out) - reject_known)
-  # argmin takes the first, the smallest, of equals.
-  share = SHARES[int(np.argmin(away))]
+  equal = np.flatnonzero(away == away.min())
+  prior = PRIORS[equal[len(equal) // 2]]
   return types.TailChoice(
-    share, reject_known, SHARES, of_train, of_held_out, num_held_out
+    *(TAIL_SHARE, prior, reject_known, PRIORS),
+    *(of_train, of_held_out, num_held_out),
   )
 
 
@@ -129,7 +136,7 @@ def threshold(held_out: np.ndarray, reject_known: float) -> float:
 
 def check_recipe(*, vector: str, scaling: str, tail: str) -> None:
   """Raises a UsageError for config.weibull, before there are features."""
-  fixed = weibull.parse_tail(tail) or {'tail_share': SHARES[0]}
+  fixed = weibull.parse_tail(tail) or {'tail_share': TAIL_SHARE}
   weibull.check_recipe(vector=vector, scaling=scaling, **fixed)
   if vector == 'logits':
     raise types.UsageError(

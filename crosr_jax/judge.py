@@ -274,7 +274,7 @@ def _recipe(
   if fixed:
     return fields | fixed, None
   with warnings.catch_warnings():
-    # Of tails that are tried; the one that is taken is fitted again.
+    # The tail that is tried is fitted again.
     warnings.simplefilter('ignore', UserWarning)
     chosen = choice.tail(
       parts['train'],
@@ -284,7 +284,7 @@ def _recipe(
       vector=vector,
       scaling=scaling,
     )
-  return {**fields, 'tail_share': chosen.share}, chosen
+  return {**fields, 'tail_share': chosen.share, 'prior': chosen.prior}, chosen
 
 
 def _fit(

@@ -38,12 +38,12 @@ from crosr_jax.data import images, splits, standins
 NEAR = 'held_out'
 REJECT_KNOWN = (0.005, 0.01, 0.02, 0.05)
 _NEIGHBOURS = 20
-# There are few held-out samples.
-_HELD_OUT_TAIL = 0.2
 
 _EVIDENCE: dict[str, Any] = {
-  'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.05,
-}  # fmt: skip
+  'vector': 'evidence',
+  'scaling': 'within_class',
+  'tail_share': choice.TAIL_SHARE,
+}
 # By name: what is fitted, for CROSR's probabilities.
 RECIPES: dict[str, dict[str, Any]] = {
   'published': judge.PUBLISHED['crosr_published'],
@@ -51,7 +51,8 @@ RECIPES: dict[str, dict[str, Any]] = {
   'evidence': _EVIDENCE,
   'evidence, std': _EVIDENCE | {'scaling': 'std'},
   'evidence, tail 1%': _EVIDENCE | {'tail_share': 0.01},
-  'evidence, tail 20%': _EVIDENCE | {'tail_share': 0.2},
+  'evidence, tail 5%': _EVIDENCE | {'tail_share': 0.05},
+  'evidence, tail 50%': _EVIDENCE | {'tail_share': 0.5},
 }
 
 
@@ -164,11 +165,7 @@ def candidates(
   for name, model in recipes.items():
     rows[name] = functools.partial(_unknown_score, model=model, method='crosr')
   try:
-    held_out = weibull.fit(
-      train_part,
-      tail_features=select_part,
-      **(_EVIDENCE | {'tail_share': _HELD_OUT_TAIL}),
-    )
+    held_out = weibull.fit(train_part, tail_features=select_part, **_EVIDENCE)
     rows['evidence, tails of select'] = functools.partial(
       _unknown_score, model=held_out, method='crosr'
     )
@@ -222,11 +219,10 @@ def _rejecting(
     tried = choice.tail(
       parts['train'], parts['select'], reject_known=REJECT_KNOWN[0], **fields
     )
-    tails = [choice.again(tried, asked) for asked in REJECT_KNOWN]
-    models = weibull.fit_shares(
-      parts['train'], [tail.share for tail in tails], **fields
-    )
-  for asked, tail, model in zip(REJECT_KNOWN, tails, models, strict=True):
+    fitted = weibull.fit(parts['train'], tail_share=tried.share, **fields)
+  for asked in REJECT_KNOWN:
+    prior = choice.again(tried, asked).prior
+    model = fitted._replace(prior=prior)
     predicted = {n: scorer.score(parts[n], model).prediction for n in shown}
     row = rows[f'{asked:g}'] = {}
     for name in _stand_ins(parts):
@@ -239,7 +235,7 @@ def _rejecting(
       )
     _add_means(row)
     rejected = predicted['calibrate'] == types.UNKNOWN
-    row |= {'tail share': tail.share, 'rejected': float(np.mean(rejected))}
+    row |= {'prior': prior, 'rejected': float(np.mean(rejected))}
   return rows
 
 

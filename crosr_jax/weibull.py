@@ -78,6 +78,7 @@ def fit(
   tail_share: float = 0.0,
   tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
+  prior: float = 1.0,
 ) -> types.WeibullModel:
   """Fits class means and tails on the correctly classified samples.
 
@@ -97,6 +98,9 @@ def fit(
       held-out ones where the net fits its training samples too closely; None
       = those of `features`.
     class_names: what errors and warnings call the classes; default 0..K-1.
+    prior: odds of unknown before a sample is seen, above 0: CROSR's p(unknown)
+      counts so many times beside p(known). 1 as published; choice.tail finds
+      those that reject a share of known samples.
 
   Returns:
     The fitted model.
@@ -113,6 +117,7 @@ def fit(
     tail_share=tail_share,
     tail_blocks=None if tail_features is None else lambda: [tail_features],
     class_names=class_names,
+    prior=prior,
   )
 
 
@@ -125,6 +130,7 @@ def fit_stream(
   tail_share: float = 0.0,
   tail_blocks: Blocks | None = None,
   class_names: Sequence[str] = (),
+  prior: float = 1.0,
   everyone: Everyone = alone,
 ) -> types.WeibullModel:
   """`fit` for features that come in blocks.
@@ -142,6 +148,7 @@ def fit_stream(
     tail_share: see `fit`.
     tail_blocks: blocks of tail_features, see `fit`; called twice.
     class_names: see `fit`.
+    prior: see `fit`.
     everyone: where several processes fit together, each of blocks of its own,
       how they exchange arrays, as sharding.everyones does; all have to call
       this. What they exchange is small: class sums and tails.
@@ -153,54 +160,51 @@ def fit_stream(
     ValueError: as `fit`.
   """
   check_recipe(
-    vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
+    vector=vector,
+    scaling=scaling,
+    tail_size=tail_size,
+    tail_share=tail_share,
+    prior=prior,
   )
-  (fitted,) = _fit(
-    blocks,
-    vector,
-    scaling,
-    [(tail_size, tail_share)],
-    tail_blocks,
-    class_names,
-    everyone,
+  count, mav, width = _class_means(blocks, vector, everyone)
+  _check_counts(count, class_names)
+  scale, dead = _feature_scale(
+    blocks, vector, scaling, count, mav, width, everyone
   )
-  return fitted
-
-
-def fit_shares(
-  features: types.Features,
-  shares: Sequence[float],
-  *,
-  vector: str = 'joint',
-  scaling: str = 'none',
-  tail_features: types.Features | None = None,
-  class_names: Sequence[str] = (),
-) -> list[types.WeibullModel]:
-  """`fit` for each of several tail shares; all but the tails is computed once.
-
-  Args:
-    features: see `fit`.
-    shares: a tail_share each.
-    vector: see `fit`.
-    scaling: see `fit`.
-    tail_features: see `fit`.
-    class_names: see `fit`.
-
-  Returns:
-    What `fit` returns for each, bit for bit.
-
-  Raises:
-    ValueError: as `fit`.
-  """
-  for share in shares:
-    check_recipe(vector=vector, scaling=scaling, tail_share=share)
-  return _fit(
-    lambda: [features],
-    vector,
-    scaling,
-    [(0, share) for share in shares],
-    None if tail_features is None else lambda: [tail_features],
-    class_names,
+  space = _Space(vector, mav, scale, width)
+  if vector == 'evidence':
+    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
+  if tail_blocks is not None:
+    blocks = tail_blocks
+    count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
+    _check_counts(count, class_names)
+  wanted = _tail_counts(count, tail_size, tail_share)
+  kept = np.minimum(wanted, count)
+  tails = _Tails(kept)
+  for distance, label in _correct(blocks, vector, space.distance):
+    tails.add(label, distance)
+  if everyone is not alone:
+    tails.share(everyone)
+  _warn_short(wanted, count, class_names)
+  shape, loc, tail_scale = _maximum_likelihood(
+    tails.padded(kept), kept, class_names=class_names
+  )
+  return types.WeibullModel(
+    vector=vector,
+    feature_scale=scale,
+    mav=mav,
+    shape=shape,
+    loc=loc,
+    scale=tail_scale,
+    tail_count=kept,
+    dead=dead,
+    part_mean=space.part_mean,
+    part_deviation=space.part_deviation,
+    latent_width=width if vector == 'evidence' else 0,
+    part_weight=np.asarray(
+      EVIDENCE_WEIGHTS if vector == 'evidence' else (), np.float64
+    ),
+    prior=prior,
   )
 
 
@@ -235,62 +239,6 @@ def _on_all_cores(
         yield ahead.popleft().result()
     while ahead:
       yield ahead.popleft().result()
-
-
-def _fit(
-  blocks: Blocks,
-  vector: str,
-  scaling: str,
-  lengths: Sequence[tuple[int, float]],
-  tail_blocks: Blocks | None,
-  class_names: Sequence[str],
-  everyone: Everyone = alone,
-) -> list[types.WeibullModel]:
-  """A model for each length of the tails, (tail_size, tail_share)."""
-  count, mav, width = _class_means(blocks, vector, everyone)
-  _check_counts(count, class_names)
-  scale, dead = _feature_scale(
-    blocks, vector, scaling, count, mav, width, everyone
-  )
-  space = _Space(vector, mav, scale, width)
-  if vector == 'evidence':
-    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
-  if tail_blocks is not None:
-    blocks = tail_blocks
-    count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
-    _check_counts(count, class_names)
-  wanted = [_tail_counts(count, *length) for length in lengths]
-  kept = [np.minimum(size, count) for size in wanted]
-  tails = _Tails(np.max(kept, axis=0))
-  for distance, label in _correct(blocks, vector, space.distance):
-    tails.add(label, distance)
-  if everyone is not alone:
-    tails.share(everyone)
-  models = []
-  for size, keep in zip(wanted, kept, strict=True):
-    _warn_short(size, count, class_names)
-    shape, loc, tail_scale = _maximum_likelihood(
-      tails.padded(keep), keep, class_names=class_names
-    )
-    models.append(
-      types.WeibullModel(
-        vector=vector,
-        feature_scale=scale,
-        mav=mav,
-        shape=shape,
-        loc=loc,
-        scale=tail_scale,
-        tail_count=keep,
-        dead=dead,
-        part_mean=space.part_mean,
-        part_deviation=space.part_deviation,
-        latent_width=width if vector == 'evidence' else 0,
-        part_weight=np.asarray(
-          EVIDENCE_WEIGHTS if vector == 'evidence' else (), np.float64
-        ),
-      )
-    )
-  return models
 
 
 def fit_tails(
@@ -360,11 +308,17 @@ def check_recipe(
   scaling: str = 'none',
   tail_size: int = 0,
   tail_share: float = 0.0,
+  prior: float = 1.0,
 ) -> None:
   """Raises a UsageError where `fit` would, before there are features."""
   types.check_choice('vector', vector, VECTORS)
   types.check_choice('scaling', scaling, SCALINGS)
   _check_tail(tail_size, tail_share)
+  # Between them float32 has every odds that mean anything.
+  if not 1e-30 <= prior <= 1e30:
+    raise types.UsageError(
+      f'prior must be odds above 0, from 1e-30 to 1e30, got {prior}'
+    )
 
 
 def cdf(

@@ -20,31 +20,36 @@ def _features(generator, n, spread=1.0, k=3, width=5):
 @pytest.mark.parametrize('vector', ['joint', 'evidence'])
 def test_rejects_what_was_asked_for(generator, vector):
   train, held_out = _features(generator, 12_000), _features(generator, 6_000)
-  asked = (0.01, 0.03, 0.1)
+  recipe = {'vector': vector, 'scaling': 'within_class'}
   chosen = [
-    choice.tail(
-      *(train, held_out),
-      reject_known=r,
-      vector=vector,
-      scaling='within_class',
-    )
-    for r in asked
+    choice.tail(train, held_out, reject_known=r, **recipe)
+    for r in (0.01, 0.03, 0.1)
   ]
-  assert np.all(np.diff([c.share for c in chosen]) > 0)
-  for wanted, found in zip(asked, chosen, strict=True):
-    assert found.reject_known == wanted and found.num_held_out == 6_000
+  assert np.all(np.diff([c.prior for c in chosen]) > 0)
+  for found in chosen:
+    assert found.num_held_out == 6_000
     model = weibull.fit(
-      train, vector=vector, scaling='within_class', tail_share=found.share
+      train, tail_share=found.share, prior=found.prior, **recipe
     )
     rejected = np.mean(scorer.score(held_out, model).prediction == -1)
-    assert rejected == found.held_out[found.shares.index(found.share)]
-    assert abs(rejected - wanted) == min(
-      abs(x - wanted) for x in found.held_out
-    )
-    # Half of a tail is beyond its median, up to what the fit and the softmax
-    # of others take.
-    assert 0.3 * found.share < rejected < 0.7 * found.share
-    assert choice.decision(rejected, wanted) == 'argmax'
+    told = found.held_out[found.priors.index(found.prior)]
+    # One of them may lie where float32 decides.
+    assert abs(rejected - told) < 3e-4
+    # A step of the odds is a tenth of it, and half a step the most to be off.
+    assert rejected == pytest.approx(found.reject_known, rel=0.1)
+    assert choice.decision(rejected, found.reject_known) == 'argmax'
+
+
+def test_odds_of_one_reject_half_of_the_tail(generator):
+  # A Weibull's median; held-out samples are as far out as those fitted.
+  train, held_out = _features(generator, 12_000), _features(generator, 6_000)
+  found = choice.tail(
+    *(train, held_out), reject_known=0.02, vector='joint', scaling='none'
+  )
+  at = found.priors.index(1.0)
+  for rejected in (found.train[at], found.held_out[at]):
+    # Up to what the fit and the softmax of others take.
+    assert 0.7 < rejected / (choice.TAIL_SHARE / 2) < 1.3
 
 
 def test_another_share_of_the_same_trials(generator):
@@ -57,21 +62,22 @@ def test_another_share_of_the_same_trials(generator):
     choice.again(found, 0.0)
 
 
-def test_held_out_samples_farther_out_need_shorter_tails(generator):
+def test_held_out_samples_farther_out_need_smaller_odds(generator):
   train = _features(generator, 6_000)
   fields = {'reject_known': 0.05, 'vector': 'joint', 'scaling': 'none'}
   honest = choice.tail(train, _features(generator, 3_000), **fields)
   strange = choice.tail(train, _features(generator, 3_000, 1.15), **fields)
-  assert strange.share < honest.share
+  assert strange.prior < honest.prior
 
 
-def test_ties_take_the_shortest_tail(generator):
-  # 20 at least of 60: all short shares are the same tail.
-  train, held_out = _features(generator, 180), _features(generator, 300)
+def test_of_equal_odds_the_middle(generator):
+  # Of 30 samples one of 1 % is none: all odds up to some are as good.
+  train, held_out = _features(generator, 180), _features(generator, 30)
   found = choice.tail(
     *(train, held_out), reject_known=0.01, vector='joint', scaling='none'
   )
-  assert found.share == choice.SHARES[0]
+  none = [p for p, x in zip(found.priors, found.held_out, strict=True) if not x]
+  assert found.prior == none[len(none) // 2]
 
 
 @pytest.mark.parametrize(

@@ -170,20 +170,6 @@ def test_stream_equals_memory(generator, block):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize('vector', weibull.VECTORS)
-def test_several_shares_equal_one_by_one(generator, vector):
-  features = _features(generator)
-  shares = (0.5, 0.05, 1.0, 0.2)
-  fields = {'vector': vector, 'scaling': 'within_class'}
-  together = weibull.fit_shares(features, shares, **fields)
-  for share, model in zip(shares, together, strict=True):
-    alone = weibull.fit(features, tail_share=share, **fields)
-    for a, b in zip(model, alone, strict=True):
-      np.testing.assert_array_equal(a, b)
-  with pytest.raises(ValueError, match=r'tail_share must be in \(0, 1\]'):
-    weibull.fit_shares(features, (0.1, 2.0), **fields)
-
-
 def test_parts_that_never_move_tell_nothing(generator):
   features = _features(generator)
   still = features._replace(

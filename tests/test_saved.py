@@ -19,7 +19,7 @@ def _saved(generator, **info):
     generator.uniform(1, 2, size=200),
   )
   models = {
-    'crosr': weibull.fit(features, vector='evidence', tail_size=20),
+    'crosr': weibull.fit(features, vector='evidence', tail_size=20, prior=0.25),
     'openmax': weibull.fit(features, vector='logits', tail_size=20),
   }
   variables = {
@@ -41,6 +41,7 @@ def test_round_trip(tmp_path, generator):
   assert list(found.models) == list(whole.models)
   for name, model in whole.models.items():
     assert found.models[name].vector == model.vector
+    assert found.models[name].prior == (0.25 if name == 'crosr' else 1.0)
     for a, b in zip(found.models[name][1:], model[1:], strict=True):
       np.testing.assert_array_equal(a, b)
       assert np.asarray(a).dtype == np.asarray(b).dtype
