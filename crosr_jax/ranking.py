@@ -183,9 +183,6 @@ def candidates(
       model=model,
       without=without,
     )
-  rows['evidence, common logit'] = _common_logit(
-    train_part, recipes['evidence']
-  )
   rows['mahalanobis, shrunk'] = _mahalanobis(train_part)
   rows['nearest neighbours'] = _nearest(train_part)
   return rows
@@ -352,31 +349,6 @@ def _without_error(found: types.Features) -> types.Features:
 
 def _without_code(found: types.Features) -> types.Features:
   return found._replace(latent=found.latent[:, :0])
-
-
-def _common_logit(
-  known: types.Features, model: types.WeibullModel
-) -> Callable[[types.Features], np.ndarray]:
-  """'evidence' without tails, of one measure for the logits of all classes.
-
-  How far the largest logit falls short of the mean of known samples, in their
-  deviation within a class; smooth, so that what lies above keeps its order.
-  `model` is 'evidence' of them.
-  """
-  label = np.argmax(known.logits, axis=1)
-  right = label == known.label
-  top, label = known.logits.max(axis=1)[right], label[right]
-  mean = np.mean(top, dtype=np.float64)
-  each = [np.var(top[label == k], dtype=np.float64) for k in np.unique(label)]
-  deviation = np.sqrt(np.mean(each))
-
-  def score(found: types.Features) -> np.ndarray:
-    above = np.maximum(weibull.evidence(found, model), 0.0)
-    top = found.logits.max(axis=1).astype(np.float64)
-    above[:, 0] = np.logaddexp(0.0, (mean - top) / deviation)
-    return np.linalg.norm(above * weibull.EVIDENCE_WEIGHTS, axis=1)
-
-  return score
 
 
 def _mahalanobis(

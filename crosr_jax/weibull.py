@@ -411,32 +411,6 @@ def activation_vector(
   return np.concatenate(parts, axis=1, dtype=dtype, casting='unsafe')
 
 
-def evidence(features: types.Features, model: types.WeibullModel) -> np.ndarray:
-  """How strange own logit, code and error are, [N, 3], in deviations.
-
-  Each from what is usual for the class of the largest logit, of a model of
-  'evidence'; below 0 nothing is strange. Where there is no code or no error it
-  is 0.
-
-  Raises:
-    UsageError: for another model, or features that are not the model's.
-  """
-  a = activation_vector(features, model.vector)
-  found = model.vector, features.latent.shape[1], a.shape[1]
-  wanted = 'evidence', model.latent_width, model.mav.shape[1]
-  if found != wanted:
-    raise types.UsageError(
-      'vector, latent width and vector width must be those of a model of '
-      f'evidence, {wanted}, got {found}'
-    )
-  label = np.argmax(features.logits, axis=1)
-  space = _Space(
-    *(model.vector, model.mav, model.feature_scale, model.latent_width),
-    *(model.part_mean, model.part_deviation),
-  )
-  return space.above(a, label, np.empty_like(a))
-
-
 def _parts(features: types.Features, vector: str) -> list[np.ndarray]:
   parts = [np.asarray(features.logits)]
   if vector != 'logits':
@@ -520,15 +494,9 @@ class _Space(NamedTuple):
     if self.vector != 'evidence':
       self._centre(a, label, spare)
       return np.sqrt(np.vecdot(a, a))
-    above = np.maximum(self.above(a, label, spare), 0.0)
-    return np.linalg.norm(above * EVIDENCE_WEIGHTS, axis=1)
-
-  def above(
-    self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
-  ) -> np.ndarray:
-    """The `parts`, in deviations from the usual; works in both arrays."""
     above = self.parts(a, label, spare) - self.part_mean[label]
-    return above / self.part_deviation[label]
+    above = np.maximum(above / self.part_deviation[label], 0.0)
+    return np.linalg.norm(above * EVIDENCE_WEIGHTS, axis=1)
 
   def parts(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray

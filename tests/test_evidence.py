@@ -264,32 +264,3 @@ def test_tails_of_other_samples(generator):
   few = types.Features(*(x[:5] for x in held_out))
   with pytest.raises(ValueError, match='class 1: 1 correctly'):
     weibull.fit(train, tail_features=few, **fields)
-
-
-@pytest.mark.parametrize('error', [True, False])
-def test_evidence_of_the_nearest_class(generator, error):
-  train, found = (_features(generator, n, error=error) for n in (600, 50))
-  fitted = weibull.fit(
-    train, vector='evidence', scaling='within_class', tail_size=20
-  )
-  above = weibull.evidence(found, fitted)
-  expected = _distances(train, found)[np.arange(50), found.logits.argmax(1)]
-  np.testing.assert_allclose(
-    np.linalg.norm(np.maximum(above, 0) * weibull.EVIDENCE_WEIGHTS, axis=1),
-    expected,
-    rtol=1e-5,
-    atol=1e-5,  # the reference takes logarithms in float32
-  )
-  assert error or (above[:, 2] == 0).all()
-
-
-def test_evidence_of_another_model(generator):
-  train = _features(generator)
-  fields = {'scaling': 'within_class', 'tail_size': 20}
-  joint = weibull.fit(train, vector='joint', **fields)
-  with pytest.raises(types.UsageError, match=r"got .'joint'"):
-    weibull.evidence(train, joint)
-  fitted = weibull.fit(train, vector='evidence', **fields)
-  narrow = train._replace(latent=train.latent[:, :2])
-  with pytest.raises(types.UsageError, match=r"got .'evidence', 2, 7"):
-    weibull.evidence(narrow, fitted)
