@@ -47,8 +47,6 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
     config.train.warmup_share = 0.0
     return config
   config.model.width = 32
-  # Chosen on known digits alone: docs/experiments.md, 10.
-  config.train.splice = 0.25
   config.train.batch_size = 64
   config.train.num_steps = 4_000
   config.train.learning_rate = 0.03
