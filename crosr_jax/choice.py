@@ -9,8 +9,8 @@ rejects. Here they are apart:
     lie in it or near, so that distances order them.
   prior: of PRIORS, the odds of unknown with which the argmax over K + 1
     probabilities rejects the share of held-out known samples that is nearest to
-    `reject_known`; of equals the middle. With odds of 1, as published, it
-    rejects about half of the tail.
+    `reject_known`; of equals the middle, or the largest where they reject none.
+    With odds of 1, as published, it rejects about half of the tail.
   decision: 'argmax', unless even so it rejects less than half or more than
     twice of `reject_known` of other held-out samples: then the threshold of
     the unknown score that keeps all but `reject_known` of them.
@@ -98,7 +98,9 @@ def _nearest(
 ) -> types.TailChoice:
   away = np.abs(np.asarray(of_held_out) - reject_known)
   equal = np.flatnonzero(away == away.min())
-  prior = PRIORS[equal[len(equal) // 2]]
+  # Those that reject none have no smallest.
+  rejects = of_held_out[equal[0]] > 0
+  prior = PRIORS[equal[len(equal) // 2] if rejects else equal[-1]]
   return types.TailChoice(
     *(TAIL_SHARE, prior, reject_known, PRIORS),
     *(of_train, of_held_out, num_held_out),
