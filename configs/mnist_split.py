@@ -48,8 +48,6 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   # against .972.
   config.train.shift = 2
   config.train.rotate = 10.0
-  # Likewise: docs/experiments.md, 10.
-  config.train.splice = 0.25
   config.data.splits = (
     PUBLISHED if variant == 'published' else splits.distinct(10, 6, 5, seed=0)
   )
