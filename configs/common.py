@@ -124,9 +124,6 @@ def get_config() -> ConfigDict:
   # sees in training (cutout), which it is to rebuild whole; the accuracy in the
   # log is of what it sees; 0 = none.
   config.train.cutout = 0
-  # Share of the images that are cut along a line and joined with another
-  # class's: shown as of no class and not to be rebuilt; 0 = none.
-  config.train.splice = 0.0
   # Decay of the moving average of weights that is evaluated; 0 = none.
   config.train.average = 0.0
   # 'sgd' (Nesterov), 'adamw' or 'muon'.

@@ -18,9 +18,8 @@ _CONFIG = cli.define_config()
 _SYSTEMS = flags.DEFINE_string(
   'systems',
   '',
-  'supervised, laddernet, dhrnet_plain (DHRNet without spliced images, as the '
-  'paper), dhrnet, gan and dhrnet_w0 (DHRNet with reconstruction weight 0), '
-  'separated by commas; default all',
+  'supervised, laddernet, dhrnet, gan and dhrnet_w0 (DHRNet with '
+  'reconstruction weight 0), separated by commas; default all',
 )
 _SEEDS = flags.DEFINE_string('seeds', '0', 'of training, separated by commas')
 _SPLITS = flags.DEFINE_string(

@@ -18,17 +18,13 @@ from crosr_jax import models, pipeline, saved, types
 from crosr_jax.report import architecture, comparison, published, rows
 
 # What makes a system out of a config.
-PLAIN = rows.PLAIN
 SYSTEMS: dict[str, dict[str, Any]] = {
-  'supervised': {'model.lateral': 'none', 'train.splice': 0.0},
-  'laddernet': {'model.lateral': 'identity', 'train.splice': 0.0},
-  # DHRNet as the paper trains it, and as the config does.
-  PLAIN: {'model.lateral': 'bottleneck', 'train.splice': 0.0},
+  'supervised': {'model.lateral': 'none'},
+  'laddernet': {'model.lateral': 'identity'},
   'dhrnet': {'model.lateral': 'bottleneck'},
   # Where there are fewer training samples, an image of each.
   'gan': {
     'model.lateral': 'none',
-    'train.splice': 0.0,
     'train.keep': 'best',
     'counterfactual.count': 10_000,
   },
@@ -77,8 +73,7 @@ def plan(
     config: as configs/common.py has it.
     name: of the comparison.
     root: folder of all runs.
-    systems: names in SYSTEMS; () = all, but the plain DHRNet only where the
-      config splices, since otherwise there is no difference.
+    systems: names in SYSTEMS; () = all.
     seeds: of training.
     splits: positions in config.data.splits; () = all.
 
@@ -89,7 +84,7 @@ def plan(
   pipeline.check_sections(config)
   runs = [
     _run(config, name, root, system, split, seed)
-    for system in _systems(config, systems)
+    for system in _systems(systems)
     for split in _splits(config, splits)
     for seed in seeds
   ]
@@ -107,14 +102,11 @@ def check_overrides(fields: Sequence[str]) -> None:
       )
 
 
-def _systems(config: config_dict.ConfigDict, names: Sequence[str]) -> list[str]:
+def _systems(names: Sequence[str]) -> list[str]:
   for name in names:
     types.check_choice('--systems', name, SYSTEMS)
-  wanted = names or [
-    name for name in SYSTEMS if name != PLAIN or config.train.splice
-  ]
   # In the order of the table, whatever order they are named in.
-  return [name for name in SYSTEMS if name in wanted]
+  return [name for name in SYSTEMS if not names or name in names]
 
 
 def _splits(

@@ -5,7 +5,6 @@ that what happens to it does not depend on the device it lands on. The axis
 layers.AXIS runs over the replicas.
 """
 
-import math
 import zlib
 from collections.abc import Callable
 
@@ -19,9 +18,6 @@ Array = jax.Array
 _MIXUP_SALT = zlib.crc32(b'mixup')
 _NOISE_SALT = zlib.crc32(b'noise')
 _CUTOUT_SALT = zlib.crc32(b'cutout')
-_SPLICE_SALT = zlib.crc32(b'splice')
-# How far from the middle a splice's line may be, in sides of the image.
-_OFF_CENTRE = 0.15
 
 
 def mixer(keys: Array, shape: float) -> Callable[[Array], Array]:
@@ -107,48 +103,6 @@ def cut_out(
     colour[None, None, None],
     image.astype(jnp.float32),
   )
-
-
-def spliced(
-  image: Array, label: Array, keys: Array, share: float
-) -> tuple[Array, Array]:
-  """Some images cut along a line, with the next row's image beyond it.
-
-  What comes out is of known pixels and of no class (docs/experiments.md, 10;
-  CutMix of Yun et al. 2019 joins images too, for their labels). The line runs
-  near the middle, in any direction, and is one pixel soft, so that there is no
-  edge to know it by.
-
-  Args:
-    image: [B, H, W, C], of 8-bit values.
-    label: [B]; a row stays as it is where the next is of the same class.
-    keys: [B].
-    share: of the rows, in [0, 1).
-
-  Returns:
-    [B, H, W, C] float32, and which rows are still whole, [B].
-  """
-  height, width = image.shape[1:3]
-  image = image.astype(jnp.float32)
-
-  def side(key: Array) -> tuple[Array, Array]:
-    """Whether a row is spliced, and how much of each pixel stays, [H, W]."""
-    chance, turn, place = jax.random.uniform(
-      jax.random.fold_in(key, _SPLICE_SALT), (3,)
-    )
-    angle = 2 * math.pi * turn
-    row, column = (
-      jnp.arange(n, dtype=jnp.float32) - (n - 1) / 2 for n in (height, width)
-    )
-    # Signed, in pixels.
-    distance = row[:, None] * jnp.sin(angle) + column[None] * jnp.cos(angle)
-    offset = _OFF_CENTRE * (2 * place - 1) * min(height, width)
-    return chance < share, jax.nn.sigmoid(2 * (distance - offset))
-
-  is_chosen, stays = jax.vmap(side)(keys)
-  is_whole = ~is_chosen | (label == _next_row(label))
-  stays = jnp.where(is_whole[:, None, None], 1.0, stays)[..., None]
-  return stays * image + (1.0 - stays) * _next_row(image), is_whole
 
 
 def _next_row(rows: Array) -> Array:

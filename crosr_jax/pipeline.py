@@ -327,12 +327,6 @@ def check_config(config: config_dict.ConfigDict) -> None:
       f'counterfactual.count={config.counterfactual.count} is for a classifier '
       "alone: set model.lateral to 'none', or the count to 0"
     )
-  if config.counterfactual.count and config.train.splice:
-    raise types.UsageError(
-      f'counterfactual.count={config.counterfactual.count}: a net with an '
-      'output for generated unknowns is not shown spliced images, which are of '
-      'no output; set train.splice=0'
-    )
   if config.counterfactual.count and config.data.name == 'folder':
     raise types.UsageError(
       f'counterfactual.count={config.counterfactual.count}: unknowns are '

@@ -71,7 +71,6 @@ def loss_fn(
   mixup: float = 0.0,
   noise: float = 0.0,
   cutout: int = 0,
-  splice: float = 0.0,
 ) -> tuple[Array, tuple[dict[str, Array], Any]]:
   """Cross-entropy + weight * mean squared reconstruction error.
 
@@ -79,20 +78,16 @@ def loss_fn(
   the standardised image (CROSR, section 4). Of a label, a share
   `label_smoothing` is spread evenly over all classes. With `mixup`, image and
   label are first mixed with the next row's, see mixing.mixer; the mixed image
-  is what is rebuilt, and the sample counts as its larger part's class. A share
-  `splice` of the images is spliced, see mixing.spliced: their labels are spread
-  evenly over all classes, nothing asks the net to rebuild them, and they do not
-  count in the accuracy. `noise` and `cutout` are on what the net sees and not
-  on what it is to rebuild, see mixing.noisy and mixing.cut_out.
+  is what is rebuilt, and the sample counts as its larger part's class. `noise`
+  and `cutout` are on what the net sees and not on what it is to rebuild, see
+  mixing.noisy and mixing.cut_out.
 
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
   """
   variables = {'params': params, 'batch_stats': batch_stats}
   mix = mixing.mixer(keys, mixup) if mixup else lambda rows: rows
-  image, is_whole = mix(batch.image), None
-  if splice:
-    image, is_whole = mixing.spliced(image, batch.label, keys, splice)
+  image = mix(batch.image)
   seen = image
   if noise:
     seen = mixing.noisy(seen, keys, noise, model.deviation)
@@ -110,38 +105,23 @@ def loss_fn(
     (1.0 - label_smoothing) * jax.nn.one_hot(batch.label, num_classes)
     + label_smoothing / num_classes
   )
-  if is_whole is not None:
-    target_class = jnp.where(is_whole[:, None], target_class, 1.0 / num_classes)
   cross_entropy = jnp.mean(
     optax.softmax_cross_entropy(outputs.logits, target_class)
   )
   right = jnp.argmax(outputs.logits, axis=1) == batch.label
   metrics = {
     'cross_entropy': cross_entropy,
-    'accuracy': _mean(right.astype(jnp.float32), is_whole),
+    'accuracy': jnp.mean(right.astype(jnp.float32)),
   }
   loss = cross_entropy
   if model.lateral != 'none':
     target = model.standardise(image, train=True)
-    metrics['reconstruction'] = _mean(
-      jnp.square(outputs.reconstruction - target), is_whole
+    metrics['reconstruction'] = jnp.mean(
+      jnp.square(outputs.reconstruction - target)
     )
     loss = loss + reconstruction_weight * metrics['reconstruction']
   metrics['loss'] = loss
   return loss, (metrics, updated.get('batch_stats', batch_stats))
-
-
-def _mean(values: Array, counts: Array | None) -> Array:
-  """Of [B, ...], over the rows that count; None = all.
-
-  Averaged over the replicas it is the mean over the rows of them all.
-  """
-  if counts is None:
-    return jnp.mean(values)
-  share = jax.lax.pmean(jnp.mean(counts.astype(jnp.float32)), layers.AXIS)
-  kept = jnp.where(counts.reshape(-1, *(1,) * (values.ndim - 1)), values, 0.0)
-  # Of a batch without any it is 0.
-  return jnp.mean(kept) / jnp.where(share > 0, share, 1.0)
 
 
 def replica_step(
@@ -159,7 +139,6 @@ def replica_step(
   mixup: float = 0.0,
   noise: float = 0.0,
   cutout: int = 0,
-  splice: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
   """One step of one replica.
 
@@ -178,7 +157,6 @@ def replica_step(
     mixup: see `loss_fn`.
     noise: see `loss_fn`.
     cutout: see `loss_fn`.
-    splice: see `loss_fn`.
 
   Returns:
     The next state and the metrics, means over all replicas.
@@ -199,7 +177,6 @@ def replica_step(
     mixup,
     noise,
     cutout,
-    splice,
   )
   gradient = jax.lax.pmean(gradient, layers.AXIS)
   metrics = jax.lax.pmean(metrics, layers.AXIS)
@@ -519,7 +496,6 @@ def build_step(
   mixup: float = 0.0,
   noise: float = 0.0,
   cutout: int = 0,
-  splice: float = 0.0,
   shift_fill: str = 'black',
   rotate: float = 0.0,
   lighting: float = 0.0,
@@ -542,7 +518,6 @@ def build_step(
     mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
     noise: see `loss_fn`, in deviations of the training pixels; 0 = none.
     cutout: see `loss_fn`, in pixels; 0 = none.
-    splice: see `loss_fn`, in [0, 1); 0 = none.
     shift_fill: see augment.build.
     rotate: see augment.build.
     lighting: see augment.build.
@@ -556,7 +531,7 @@ def build_step(
   _check_finite(
     reconstruction_weight=reconstruction_weight, mixup=mixup, noise=noise
   )
-  _check_share(label_smoothing=label_smoothing, average=average, splice=splice)
+  _check_share(label_smoothing=label_smoothing, average=average)
   side = min(image.shape[1:3])
   if not 0 <= cutout <= side:
     raise types.UsageError(
@@ -591,7 +566,6 @@ def build_step(
     mixup=mixup,
     noise=noise,
     cutout=cutout,
-    splice=splice,
   )
   return step, rule
 

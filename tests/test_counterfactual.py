@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, ROOT
+from conftest import ROOT
 from scipy import special
 
 from crosr_jax import (
@@ -17,7 +17,6 @@ from crosr_jax import (
   counterfactual,
   features,
   models,
-  pipeline,
   saved,
   scorer,
   train,
@@ -497,12 +496,3 @@ def test_a_lateral_is_refused(job, tmp_path):
   )
   assert process.returncode == 2
   assert 'counterfactual.count=100 is for a classifier alone' in process.stderr
-
-
-def test_spliced_images_are_refused():
-  config = CONFIGS['digits'].copy_and_resolve_references()
-  config.update_from_flattened_dict(
-    {'model.lateral': 'none', 'counterfactual.count': 10, 'train.splice': 0.25}
-  )
-  with pytest.raises(types.UsageError, match=r'set train\.splice=0'):
-    pipeline.check_config(config)

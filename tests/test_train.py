@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import special, stats
+from scipy import stats
 
 from crosr_jax import (
   checkpoint,
@@ -100,7 +100,6 @@ def _steps(net, devices, parallel, num_steps=20, together=1):
     mixup=0.4,
     noise=0.2,
     cutout=3,
-    splice=0.5,
   )
   engine = sharding.engine(
     step, parallel=parallel, devices=jax.devices()[:devices]
@@ -208,92 +207,6 @@ def test_loss_by_hand(smoothing, noise, cutout):
   )
   np.testing.assert_allclose(metrics['reconstruction'][0], error, rtol=1e-5)
   np.testing.assert_allclose(loss[0], cross_entropy + 0.5 * error, rtol=1e-5)
-
-
-@pytest.mark.parametrize('replicas', [1, 4])
-def test_spliced_images_are_of_no_class(replicas):
-  net = _net(dropout=0.0, head_dropout=0.0)
-  samples = _samples(16)
-  variables = models.init(net, _IMAGE, jax.random.key(0))
-  keys = jax.random.split(jax.random.key(0), 16)
-
-  def replica(image, label, keys):
-    batch = types.Batch(image, label, jnp.ones(len(label), bool))
-    _, (metrics, _) = train.loss_fn(
-      variables['params'],
-      variables['batch_stats'],
-      net,
-      batch,
-      keys,
-      0.5,
-      0.0,
-      splice=0.6,
-    )
-    seen, is_whole = mixing.spliced(image, label, keys, 0.6)
-    outputs, _ = net.apply(
-      variables, seen, keys, train=True, mutable=['batch_stats']
-    )
-    return metrics, seen, is_whole, outputs.logits, outputs.reconstruction
-
-  split = [
-    x.reshape(replicas, -1, *x.shape[1:])
-    for x in (samples.image, samples.label, keys)
-  ]
-  found = jax.vmap(replica, axis_name='batch')(*split)
-  metrics = jax.tree.map(lambda x: np.mean(np.asarray(x)), found[0])
-  seen, is_whole, logits, rebuilt = (
-    np.concatenate(np.asarray(x)) for x in found[1:]
-  )
-  assert 2 < is_whole.sum() < 14
-  log_p = special.log_softmax(logits.astype(np.float64), axis=1)
-  own = log_p[np.arange(16), samples.label]
-  cross_entropy = -np.where(is_whole, own, log_p.mean(axis=1)).mean()
-  error = np.square(rebuilt - (seen / 255 - 0.4) / 0.3)[is_whole].mean()
-  right = (logits.argmax(axis=1) == samples.label)[is_whole].mean()
-  for name, value in (
-    ('cross_entropy', cross_entropy),
-    ('reconstruction', error),
-    ('accuracy', right),
-    ('loss', cross_entropy + 0.5 * error),
-  ):
-    np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
-
-
-def test_a_splice_is_the_next_image_beyond_a_line():
-  n = 4_000
-  keys = jax.random.split(jax.random.key(0), n)
-  # Of two classes in turn, but two of one beside each other at the end.
-  label = np.arange(n) % 2
-  label[-1] = 0
-  image = np.zeros((n, 9, 12, 1), np.uint8)
-  image[1::2] = 200
-  spliced, is_whole = jax.vmap(
-    lambda *x: mixing.spliced(*x, 0.25), axis_name='batch'
-  )(image[None], label[None], keys[None])
-  spliced, is_whole = np.asarray(spliced[0]), np.asarray(is_whole[0])
-  np.testing.assert_array_equal(spliced[is_whole], image[is_whole])
-  assert is_whole[-2:].all()
-  assert abs(is_whole.mean() - 0.75) < 0.03
-  # How much of each pixel is the row's own.
-  own = np.abs(spliced - np.roll(image, -1, axis=0))[~is_whole, ..., 0] / 200
-  assert own.min() >= 0 and own.max() <= 1
-  # In any direction alike, half and half on the whole, and in no image less
-  # than a quarter of either.
-  np.testing.assert_allclose(own.mean(axis=0), 0.5, atol=0.06)
-  kept = own.mean(axis=(1, 2))
-  assert 0.25 < kept.min() < 0.4 and 0.6 < kept.max() < 0.75
-  # A straight line: along it nothing changes, across it all.
-  down, right = np.gradient(own, axis=(1, 2))
-  steep = np.hypot(down, right) > 0.05
-  turned = np.arctan2(down, right)
-  for angle, mask in zip(turned[:100], steep[:100], strict=True):
-    around = np.exp(1j * angle[mask])
-    assert abs(around.mean()) > 0.95
-  directions = np.exp(1j * np.array([
-    np.angle(np.exp(1j * a[m]).mean())
-    for a, m in zip(turned, steep, strict=True)
-  ]))  # fmt: skip
-  assert abs(directions.mean()) < 0.1
 
 
 @pytest.mark.parametrize('replicas', [1, 2, 8])
@@ -736,7 +649,6 @@ def test_plain_lines_without_a_terminal(tmp_path, caplog):
     ({'lighting': -1.0}, 'train.lighting must be at least 0'),
     ({'expand': 0.9}, 'train.expand must be at least 1 .* got 0.9'),
     ({'crop': -1}, 'train.crop must be at least 0, got -1'),
-    ({'splice': 1.0}, 'train.splice must be in .* got 1.0'),
     ({'cutout': 9}, 'train.cutout must be at least 0 and at most 8'),
     ({'crop': 9}, 'train.crop=9 is larger than the images, 8 x 8'),
     ({'keep_checkpoints': 0}, 'train.keep_checkpoints'),

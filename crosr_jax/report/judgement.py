@@ -25,7 +25,6 @@ SPREAD = (
 _BARE = ('auroc', 'macro_f1_tpr95')
 _METHODS = ('crosr_published', 'crosr')
 _NETS = {
-  rows.PLAIN: '{} of the net trained without splices',
   'dhrnet': '{}',
   'dhrnet_w0': '{} of the net with reconstruction weight 0',
   'supervised': '{} of the supervised net, pooled blocks as z',
@@ -34,24 +33,14 @@ _TITLES = {
   'crosr_published': 'CROSR as published',
   'crosr': 'CROSR, our recipe',
 }
-# Control: the systems with and without it, the first that is there in place of
-# several; the sentence's start, what is worth.
+# Control: the row it takes the part from, the sentence's start, what is worth.
 _CONTROLS = {
-  'splices': (
-    ('dhrnet',),
-    rows.PLAIN,
-    'Trained without spliced images',
-    'these are worth',
-  ),
   'reconstruction': (
-    ('dhrnet',),
     'dhrnet_w0',
     'With the reconstruction switched off',
     'the reconstruction is worth',
   ),
   'codes': (
-    # The supervised net is trained without splices too.
-    (rows.PLAIN, 'dhrnet'),
     'supervised',
     'With the supervised net and its own pooled blocks in place of codes',
     'reconstruction and codes together are worth',
@@ -230,9 +219,8 @@ def controls(table: dict) -> list[dict]:
 def _control(
   table: dict, control: str, method: str, name: str, key: str
 ) -> dict | None:
-  whole, without, _, _ = _CONTROLS[control]
-  there = [row for s in whole if (row := rows.find(table, s, method))]
-  pair = [*there[:1], rows.find(table, without, method)]
+  system, _, _ = _CONTROLS[control]
+  pair = [rows.find(table, s, method) for s in ('dhrnet', system)]
   cells = [row['unknown'][name][key] for row in pair if row]
   if len(cells) < 2:
     return None
@@ -259,7 +247,7 @@ def _control(
 
 
 def _control_sentence(entry: dict, by: str) -> str:
-  _, _, start, worth = _CONTROLS[entry['control']]
+  _, start, worth = _CONTROLS[entry['control']]
   head = rows.reading(entry['reading']).head
   return (
     f'{start}, {_recipe(entry["method"])} reaches {short(entry["without"])} '
@@ -293,7 +281,7 @@ def control_sentences(found: list[dict], by: str) -> list[str]:
     groups.setdefault(group, []).append(entry)
   says = []
   for (control, method, key), entries in groups.items():
-    _, _, start, worth = _CONTROLS[control]
+    _, start, worth = _CONTROLS[control]
     parts = ', '.join(
       f'{short(e["worth"], sign=True)} on {e["unknown"]}' for e in entries
     )

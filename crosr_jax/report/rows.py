@@ -5,18 +5,15 @@ the columns are spread over is the seeds, or the splits where there are any.
 """
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from crosr_jax.report import published, words
 
-# DHRNet without what the config's training adds to the paper's.
-PLAIN = 'dhrnet_plain'
 # Systems, as readers are told them.
 SYSTEMS = {
   'supervised': 'Supervised',
   'laddernet': 'LadderNet',
-  PLAIN: 'DHRNet, without splices',
   'dhrnet': 'DHRNet',
   'gan': 'GAN unknowns',
   'dhrnet_w0': 'DHRNet, reconstruction weight 0',
@@ -54,19 +51,10 @@ SPECS = (
   ),
   Spec('laddernet', 'softmax', 'baseline', 'LadderNet · Softmax'),
   Spec('laddernet', 'openmax', 'baseline', 'LadderNet · OpenMax'),
-  Spec(PLAIN, 'softmax', 'baseline', 'DHRNet without splices · Softmax'),
-  Spec(
-    PLAIN, 'max_logit', 'baseline', 'DHRNet without splices · Maximum logit'
-  ),
-  Spec(PLAIN, 'openmax', 'baseline', 'DHRNet without splices · OpenMax'),
   Spec('dhrnet', 'softmax', 'baseline', 'DHRNet · Softmax'),
   Spec('dhrnet', 'max_logit', 'baseline', 'DHRNet · Maximum logit'),
   Spec('dhrnet', 'openmax', 'baseline', 'DHRNet · OpenMax'),
   Spec('gan', 'gan', 'baseline', 'GAN unknown augmentation'),
-  Spec(
-    PLAIN, 'crosr_published', 'crosr', 'Without splices · CROSR as published'
-  ),
-  Spec(PLAIN, 'crosr', 'crosr', 'Without splices · CROSR, our recipe'),
   Spec('dhrnet', 'crosr_published', 'crosr', 'CROSR as published'),
   Spec('dhrnet', 'crosr', 'crosr', 'CROSR, our recipe'),
   Spec('dhrnet_w0', 'softmax', 'control', 'Weight 0 · Softmax'),
@@ -108,7 +96,7 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
   labels = sorted({_label(case) for case in cases})
   sets = _sets(cases, benchmark)
   wanted = {case.system for case in cases}
-  figures = _figures(benchmark, wanted)
+  figures = published.figures(benchmark)
   rows = []
   for spec in SPECS:
     if spec.system not in wanted:
@@ -133,19 +121,6 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
     'sets': sets,
     'readings': readings('split' if is_split else 'seed'),
     'rows': rows,
-  }
-
-
-def _figures(
-  benchmark: str, systems: Collection[str]
-) -> Mapping[tuple[str, str], dict[str, published.Figure]]:
-  """Published figures by system and method; the paper's DHRNet is the plain."""
-  figures = published.figures(benchmark)
-  if PLAIN not in systems:
-    return figures
-  return {
-    (PLAIN if system == 'dhrnet' else system, method): found
-    for (system, method), found in figures.items()
   }
 
 
