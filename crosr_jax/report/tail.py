@@ -57,7 +57,7 @@ def tail(material: material_lib.Material) -> style.Picture | None:
   ax.set(ylabel='known samples rejected by argmax')
   ax.yaxis.set_major_formatter(lambda y, _: f'{100 * y:g} %')
   ax.grid(color='#eeeeee')
-  fig.legend(loc='outside upper left', ncols=3)
+  fig.legend(loc='outside upper left', ncols=3, columnspacing=1.2)
   return style.Picture(
     'tail',
     'How the decision was chosen',
