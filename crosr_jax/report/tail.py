@@ -54,6 +54,7 @@ def tail(material: material_lib.Material) -> style.Picture | None:
     )
   ax.set_xscale('log')
   ax.set(xlabel='odds of unknown before a sample is seen', xlim=(first, last))
+  ax.xaxis.set_major_formatter(lambda x, _: f'{x:g}')
   ax.set(ylabel='known samples rejected by argmax')
   ax.yaxis.set_major_formatter(lambda y, _: f'{100 * y:g} %')
   ax.grid(color='#eeeeee')
