@@ -57,12 +57,6 @@ def tail(
   Raises:
     UserError: where there is no held-out sample, and as `weibull.fit`.
   """
-  check_reject_known(reject_known)
-  if not len(held_out.label):
-    raise types.UserError(
-      "tail 'auto' is chosen on held-out known samples, there are none; raise "
-      'data.select_share, or give the tail as a number or a share'
-    )
   model = weibull.fit(
     train,
     vector=vector,
@@ -71,6 +65,27 @@ def tail(
     tail_features=tail_features,
     class_names=class_names,
   )
+  return odds(model, train, held_out, reject_known=reject_known)
+
+
+def odds(
+  model: types.WeibullModel,
+  train: types.Features,
+  held_out: types.Features,
+  *,
+  reject_known: float,
+) -> types.TailChoice:
+  """`tail` of what is fitted: of a model on TAIL_SHARE, with odds of 1.
+
+  Raises:
+    UserError: where there is no held-out sample, and as `scorer.score`.
+  """
+  check_reject_known(reject_known)
+  if not len(held_out.label):
+    raise types.UserError(
+      "tail 'auto' is chosen on held-out known samples, there are none; raise "
+      'data.select_share, or give the tail as a number or a share'
+    )
   of_train, of_held_out = (
     _rejected(scorer.score(part, model)) for part in (train, held_out)
   )

@@ -209,14 +209,13 @@ def _rejecting(
   """Macro F1 on every stand-in, for several shares that may be rejected."""
   rows: dict[str, dict[str, float]] = {}
   known = parts['calibrate']
-  fields = {k: v for k, v in _EVIDENCE.items() if k != 'tail_share'}
   shown = ['calibrate', *_stand_ins(parts)]
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)
-    tried = choice.tail(
-      parts['train'], parts['select'], reject_known=REJECT_KNOWN[0], **fields
-    )
-    fitted = weibull.fit(parts['train'], tail_share=tried.share, **fields)
+    fitted = weibull.fit(parts['train'], **_EVIDENCE)
+  tried = choice.odds(
+    fitted, parts['train'], parts['select'], reject_known=REJECT_KNOWN[0]
+  )
   for asked in REJECT_KNOWN:
     prior = choice.again(tried, asked).prior
     model = fitted._replace(prior=prior)

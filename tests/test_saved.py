@@ -114,3 +114,16 @@ def test_a_member_that_is_no_array(tmp_path):
     archive.writestr('test/logits.npy', b'no array')
   with pytest.raises(types.UserError, match='holds no features'):
     saved.read_features(path)
+
+
+def test_what_was_fitted_before_there_were_odds(tmp_path, generator):
+  _, whole = _saved(generator)
+  saved.save(tmp_path, whole)
+  path = tmp_path / 'fitted.npz'
+  with np.load(path) as file:
+    arrays = {k: x for k, x in file.items() if not k.endswith('/prior')}
+  np.savez(path, **arrays)
+  info = json.loads((tmp_path / 'model.json').read_text())
+  info['fitted_sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
+  (tmp_path / 'model.json').write_text(json.dumps(info))
+  assert saved.load(tmp_path).models['crosr'].prior == 1.0
