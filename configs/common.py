@@ -202,8 +202,8 @@ def get_config() -> ConfigDict:
   # What a coordinate is divided by: 'none', 'std' or 'within_class'.
   config.weibull.scaling = 'within_class'
   # Largest distances per class that are fitted: a number as '20', a share of
-  # the class as '5%' (at least 20), or 'auto': 20 %, and odds of unknown with
-  # which argmax rejects about scorer.reject_known of the select part.
+  # the class as '5%' (at least 20), or 'auto': the share with which argmax
+  # rejects about scorer.reject_known of the select part.
   config.weibull.tail = 'auto'
 
   config.scorer = ConfigDict()

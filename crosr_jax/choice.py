@@ -1,21 +1,19 @@
 """Chooses tail and decision from known samples alone.
 
 The tail is what users of OpenMax and of CROSR are left alone with: 20 samples
-by custom, whatever the class size. What it decides is two things at once: from
-where on a distance counts, and how many known samples the largest probability
-rejects. Here they are apart:
+by custom, whatever the class size. What it decides is how many known samples
+the largest probability rejects. So that share is what one is asked for here,
+and the tail follows:
 
-  tail: TAIL_SHARE of each class, on every net. Long enough that most samples
-    lie in it or near, so that distances order them.
-  prior: of PRIORS, the odds of unknown with which the argmax over K + 1
-    probabilities rejects the share of held-out known samples that is nearest to
-    `reject_known`; of equals the middle, or the largest where they reject none.
-    With odds of 1, as published, it rejects about half of the tail.
+  tail: of SHARES, the one with which the argmax over K + 1 probabilities
+    rejects the share of held-out known samples that is nearest to
+    `reject_known`; the smallest of equals.
   decision: 'argmax', unless even so it rejects less than half or more than
     twice of `reject_known` of other held-out samples: then the threshold of
     the unknown score that keeps all but `reject_known` of them.
 
-The odds change no ranking: they move all unknown scores by one number.
+A Weibull's median tells what to expect: if held-out samples are as far out as
+those fitted, a tail share of s rejects s / 2.
 """
 
 from collections.abc import Sequence
@@ -24,10 +22,9 @@ import numpy as np
 
 from crosr_jax import metrics, scorer, types, weibull
 
-# Of the tails that were ranked on known data the best, docs/experiments.md, 10.
-TAIL_SHARE = 0.2
-# A step more or less is a tenth of what is rejected.
-PRIORS = tuple(float(10**x) for x in np.arange(-60, 21) / 10)
+# Denser ones would tell no more: neighbours differ by about as much as the
+# count of some thousand held-out samples does by chance.
+SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4)
 DECISIONS = (*scorer.DECISIONS, 'auto')
 # Beyond these times `reject_known`, argmax does not keep what was asked for.
 TOLERATED = (0.5, 2.0)
@@ -43,7 +40,7 @@ def tail(
   tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
 ) -> types.TailChoice:
-  """Chooses tail and prior odds for CROSR's probabilities.
+  """Chooses the tail share for CROSR's probabilities.
 
   Args:
     train: known training samples.
@@ -57,37 +54,26 @@ def tail(
   Raises:
     UserError: where there is no held-out sample, and as `weibull.fit`.
   """
-  model = weibull.fit(
-    train,
-    vector=vector,
-    scaling=scaling,
-    tail_share=TAIL_SHARE,
-    tail_features=tail_features,
-    class_names=class_names,
-  )
-  return odds(model, train, held_out, reject_known=reject_known)
-
-
-def odds(
-  model: types.WeibullModel,
-  train: types.Features,
-  held_out: types.Features,
-  *,
-  reject_known: float,
-) -> types.TailChoice:
-  """`tail` of what is fitted: of a model on TAIL_SHARE, with odds of 1.
-
-  Raises:
-    UserError: where there is no held-out sample, and as `scorer.score`.
-  """
   check_reject_known(reject_known)
   if not len(held_out.label):
     raise types.UserError(
       "tail 'auto' is chosen on held-out known samples, there are none; raise "
       'data.select_share, or give the tail as a number or a share'
     )
+  models = weibull.fit_shares(
+    train,
+    SHARES,
+    vector=vector,
+    scaling=scaling,
+    tail_features=tail_features,
+    class_names=class_names,
+  )
   of_train, of_held_out = (
-    _rejected(scorer.score(part, model)) for part in (train, held_out)
+    tuple(
+      float(np.mean(scorer.score(part, model).prediction == types.UNKNOWN))
+      for model in models
+    )
+    for part in (train, held_out)
   )
   return _nearest(reject_known, of_train, of_held_out, len(held_out.label))
 
@@ -98,13 +84,6 @@ def again(found: types.TailChoice, reject_known: float) -> types.TailChoice:
   return _nearest(reject_known, found.train, found.held_out, found.num_held_out)
 
 
-def _rejected(scores: types.Scores) -> tuple[float, ...]:
-  """Share that argmax rejects with each of PRIORS, of scores with odds of 1."""
-  known = scores.probability[:, :-1].max(axis=1).astype(np.float64)
-  unknown = scores.probability[:, -1].astype(np.float64)
-  return tuple(float(np.mean(prior * unknown > known)) for prior in PRIORS)
-
-
 def _nearest(
   reject_known: float,
   of_train: tuple[float, ...],
@@ -112,13 +91,10 @@ def _nearest(
   num_held_out: int,
 ) -> types.TailChoice:
   away = np.abs(np.asarray(of_held_out) - reject_known)
-  equal = np.flatnonzero(away == away.min())
-  # Those that reject none have no smallest.
-  rejects = of_held_out[equal[0]] > 0
-  prior = PRIORS[equal[len(equal) // 2] if rejects else equal[-1]]
+  # argmin takes the first, the smallest, of equals.
+  share = SHARES[int(np.argmin(away))]
   return types.TailChoice(
-    *(TAIL_SHARE, prior, reject_known, PRIORS),
-    *(of_train, of_held_out, num_held_out),
+    share, reject_known, SHARES, of_train, of_held_out, num_held_out
   )
 
 
@@ -153,7 +129,7 @@ def threshold(held_out: np.ndarray, reject_known: float) -> float:
 
 def check_recipe(*, vector: str, scaling: str, tail: str) -> None:
   """Raises a UsageError for config.weibull, before there are features."""
-  fixed = weibull.parse_tail(tail) or {'tail_share': TAIL_SHARE}
+  fixed = weibull.parse_tail(tail) or {'tail_share': SHARES[0]}
   weibull.check_recipe(vector=vector, scaling=scaling, **fixed)
   if vector == 'logits':
     raise types.UsageError(

@@ -193,15 +193,15 @@ def _findings(
     told.append(
       f'{rejected:.1%} of the known samples held out are called unknown, '
       f'{reject_known:.1%} was asked for. The decision "calibrated" keeps to '
-      'it (scorer.decision); so does weibull.tail=auto, which looks for the '
-      'odds of unknown.'
+      'it (scorer.decision); so does a shorter tail (weibull.tail=auto looks '
+      'for it).'
     )
   if rejected < reject_known / _OFF and found.decision != 'calibrated':
     told.append(
       f'Only {rejected:.1%} of the known samples held out are called unknown, '
       f'{reject_known:.1%} may be: unknowns are missed for nothing. The '
-      'decision "calibrated" makes use of it (scorer.decision), or '
-      'weibull.tail=auto does.'
+      'decision "calibrated" makes use of it (scorer.decision), or a longer '
+      'tail does.'
     )
   ratio = _ratio(found.rows)
   if ratio > _TIGHT:

@@ -93,19 +93,12 @@ def score(
   formulas = FORMULAS_AUGMENTED if augmented else {**FORMULAS, **(more or {})}
   recipes, chosen = {}, None
   if not augmented:
-    length = weibull.parse_tail(tail) or {'tail_share': choice.TAIL_SHARE}
-    recipe = {'vector': vector, 'scaling': scaling, **length}
+    recipe, chosen = _recipe(
+      parts, class_names, tail, reject_known, vector=vector, scaling=scaling
+    )
     recipes = {'crosr': recipe, **PUBLISHED}
   lead = next(iter(formulas))
   fitted, notes = _fit(parts['train'], class_names, recipes)
-  if recipes and tail == 'auto':
-    chosen = choice.odds(
-      fitted['crosr'],
-      parts['train'],
-      parts['select'],
-      reject_known=reject_known,
-    )
-    fitted['crosr'] = fitted['crosr']._replace(prior=chosen.prior)
   scores = {
     name: {
       part: scorer.score(found, fitted.get(name), method=formula, alpha=alpha)
@@ -264,6 +257,34 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
 def closed(found: types.Features) -> np.ndarray:
   """The closed-set class of each sample, [N]."""
   return np.argmax(found.logits, axis=1)
+
+
+def _recipe(
+  parts: dict[str, types.Features],
+  class_names: Sequence[str],
+  tail: str,
+  reject_known: float,
+  *,
+  vector: str,
+  scaling: str,
+) -> tuple[dict[str, Any], types.TailChoice | None]:
+  """The fields of the recipe's fit, and how the tail was chosen, if it was."""
+  fields = {'vector': vector, 'scaling': scaling}
+  fixed = weibull.parse_tail(tail)
+  if fixed:
+    return fields | fixed, None
+  with warnings.catch_warnings():
+    # Of tails that are tried; the one that is taken is fitted again.
+    warnings.simplefilter('ignore', UserWarning)
+    chosen = choice.tail(
+      parts['train'],
+      parts['select'],
+      reject_known=reject_known,
+      class_names=class_names,
+      vector=vector,
+      scaling=scaling,
+    )
+  return {**fields, 'tail_share': chosen.share}, chosen
 
 
 def _fit(

@@ -38,12 +38,12 @@ from crosr_jax.data import images, splits, standins
 NEAR = 'held_out'
 REJECT_KNOWN = (0.005, 0.01, 0.02, 0.05)
 _NEIGHBOURS = 20
+# There are few held-out samples.
+_HELD_OUT_TAIL = 0.2
 
 _EVIDENCE: dict[str, Any] = {
-  'vector': 'evidence',
-  'scaling': 'within_class',
-  'tail_share': choice.TAIL_SHARE,
-}
+  'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.05,
+}  # fmt: skip
 # By name: what is fitted, for CROSR's probabilities.
 RECIPES: dict[str, dict[str, Any]] = {
   'published': judge.PUBLISHED['crosr_published'],
@@ -51,8 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
   'evidence': _EVIDENCE,
   'evidence, std': _EVIDENCE | {'scaling': 'std'},
   'evidence, tail 1%': _EVIDENCE | {'tail_share': 0.01},
-  'evidence, tail 5%': _EVIDENCE | {'tail_share': 0.05},
-  'evidence, tail 50%': _EVIDENCE | {'tail_share': 0.5},
+  'evidence, tail 20%': _EVIDENCE | {'tail_share': 0.2},
 }
 
 
@@ -165,7 +164,11 @@ def candidates(
   for name, model in recipes.items():
     rows[name] = functools.partial(_unknown_score, model=model, method='crosr')
   try:
-    held_out = weibull.fit(train_part, tail_features=select_part, **_EVIDENCE)
+    held_out = weibull.fit(
+      train_part,
+      tail_features=select_part,
+      **(_EVIDENCE | {'tail_share': _HELD_OUT_TAIL}),
+    )
     rows['evidence, tails of select'] = functools.partial(
       _unknown_score, model=held_out, method='crosr'
     )
@@ -183,6 +186,9 @@ def candidates(
       model=model,
       without=without,
     )
+  rows['evidence, common logit'] = _common_logit(
+    train_part, recipes['evidence']
+  )
   rows['mahalanobis, shrunk'] = _mahalanobis(train_part)
   rows['nearest neighbours'] = _nearest(train_part)
   return rows
@@ -209,16 +215,18 @@ def _rejecting(
   """Macro F1 on every stand-in, for several shares that may be rejected."""
   rows: dict[str, dict[str, float]] = {}
   known = parts['calibrate']
+  fields = {k: v for k, v in _EVIDENCE.items() if k != 'tail_share'}
   shown = ['calibrate', *_stand_ins(parts)]
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)
-    fitted = weibull.fit(parts['train'], **_EVIDENCE)
-  tried = choice.odds(
-    fitted, parts['train'], parts['select'], reject_known=REJECT_KNOWN[0]
-  )
-  for asked in REJECT_KNOWN:
-    prior = choice.again(tried, asked).prior
-    model = fitted._replace(prior=prior)
+    tried = choice.tail(
+      parts['train'], parts['select'], reject_known=REJECT_KNOWN[0], **fields
+    )
+    tails = [choice.again(tried, asked) for asked in REJECT_KNOWN]
+    models = weibull.fit_shares(
+      parts['train'], [tail.share for tail in tails], **fields
+    )
+  for asked, tail, model in zip(REJECT_KNOWN, tails, models, strict=True):
     predicted = {n: scorer.score(parts[n], model).prediction for n in shown}
     row = rows[f'{asked:g}'] = {}
     for name in _stand_ins(parts):
@@ -231,7 +239,7 @@ def _rejecting(
       )
     _add_means(row)
     rejected = predicted['calibrate'] == types.UNKNOWN
-    row |= {'prior': prior, 'rejected': float(np.mean(rejected))}
+    row |= {'tail share': tail.share, 'rejected': float(np.mean(rejected))}
   return rows
 
 
@@ -348,6 +356,31 @@ def _without_error(found: types.Features) -> types.Features:
 
 def _without_code(found: types.Features) -> types.Features:
   return found._replace(latent=found.latent[:, :0])
+
+
+def _common_logit(
+  known: types.Features, model: types.WeibullModel
+) -> Callable[[types.Features], np.ndarray]:
+  """'evidence' without tails, of one measure for the logits of all classes.
+
+  How far the largest logit falls short of the mean of known samples, in their
+  deviation within a class; smooth, so that what lies above keeps its order.
+  `model` is 'evidence' of them.
+  """
+  label = np.argmax(known.logits, axis=1)
+  right = label == known.label
+  top, label = known.logits.max(axis=1)[right], label[right]
+  mean = np.mean(top, dtype=np.float64)
+  each = [np.var(top[label == k], dtype=np.float64) for k in np.unique(label)]
+  deviation = np.sqrt(np.mean(each))
+
+  def score(found: types.Features) -> np.ndarray:
+    above = np.maximum(weibull.evidence(found, model), 0.0)
+    top = found.logits.max(axis=1).astype(np.float64)
+    above[:, 0] = np.logaddexp(0.0, (mean - top) / deviation)
+    return np.linalg.norm(above * weibull.EVIDENCE_WEIGHTS, axis=1)
+
+  return score
 
 
 def _mahalanobis(

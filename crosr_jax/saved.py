@@ -271,10 +271,7 @@ def _by_name(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 def _model(fields: dict[str, Any]) -> types.WeibullModel:
-  plain = {
-    name: kind(fields[name])
-    for name, kind in (('vector', str), ('latent_width', int), ('prior', float))
-    # A file that does not tell a prior is older, and has none.
-    if name in fields
-  }
-  return types.WeibullModel(**{**fields, **plain})
+  vector, width = str(fields['vector']), int(fields['latent_width'])
+  return types.WeibullModel(
+    **{**fields, 'vector': vector, 'latent_width': width}
+  )

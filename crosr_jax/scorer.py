@@ -80,7 +80,6 @@ class _Fitted(NamedTuple):
   # latent and error
   part_mean: types.Array  # [3, K] of 'evidence'
   part_unit: types.Array  # [3, K] weight / part_deviation
-  log_prior: types.Array  # [] log odds of unknown
 
 
 def score(
@@ -422,24 +421,21 @@ def _openmax(
 
 
 def _crosr(logits: Array, d: Array, fitted: _Fitted) -> tuple[Array, Array]:
-  """p_i = softmax_i (1 - w_i), p_unknown = prior * sum of softmax_i w_i.
+  """p_i = softmax_i (1 - w_i), p_unknown = sum of softmax_i w_i.
 
-  Of logits and distances [K, B]; divided by their sum, which is 1 where the
-  prior odds are, as published.
+  Of logits and distances [K, B].
   """
   log_t = log_power(d, fitted.shape, fitted.one, fitted.scale)
   t = jnp.exp(log_t)
   log_closed = jax.nn.log_softmax(logits, axis=0)
-  known, all_known, log_known = _exponentials(log_closed - t)
+  known, _, log_known = _exponentials(log_closed - t)
   _, unknown, log_unknown = _exponentials(log_closed + _log_cdf(log_t, t))
-  unknown = unknown * jnp.exp(fitted.log_prior)
-  log_unknown = log_unknown + fitted.log_prior
   # log of the least t_i - log p_i; where float32 ends, t alone counts.
   least = jnp.min(t - log_closed, axis=0)
   log_least = jnp.where(jnp.isfinite(least), jnp.log(least), log_t.min(axis=0))
   inside = jnp.min(fitted.loc[:, None] - d, axis=0)
   return (
-    (jnp.concatenate([known, unknown]) / (all_known + unknown)).T,
+    jnp.concatenate([known, unknown]).T,
     _extend(log_unknown, -log_known, log_least, inside),
   )
 
@@ -584,11 +580,8 @@ def _float32(model: types.WeibullModel, *, on_device: bool) -> _Fitted:
   arrays = (
     *(own, model.shape, model.loc, model.scale, model.loc + model.scale),
     *(square, model.part_mean.T, (weights / model.part_deviation).T),
-    np.log(model.prior),
   )
-  return _Fitted(
-    center, unit, mav, *(np.asarray(x, np.float32) for x in arrays)
-  )
+  return _Fitted(center, unit, mav, *(x.astype(np.float32) for x in arrays))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -108,17 +108,14 @@ class WeibullModel(NamedTuple):
   part_deviation: np.ndarray = np.zeros((0, 3))
   latent_width: int = 0  # L, of 'evidence' alone
   part_weight: np.ndarray = np.zeros(0)  # [3], of 'evidence' alone
-  # What CROSR's p(unknown) counts beside p(known): 1 as published.
-  prior: float = 1.0
 
 
 class TailChoice(NamedTuple):
-  """A tail and prior odds, and what other odds would have rejected."""
+  """A tail share, and what the others that were tried would have rejected."""
 
-  share: float  # of each class, that the Weibull is fitted on
-  prior: float  # see WeibullModel
+  share: float
   reject_known: float  # what was asked for
-  priors: tuple[float, ...]  # that were tried, T, the smallest first
+  shares: tuple[float, ...]  # that were tried, T
   train: tuple[float, ...]  # share of training samples that each rejects
   held_out: tuple[float, ...]  # the same of held-out ones, which decide
   num_held_out: int

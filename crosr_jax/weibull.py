@@ -78,7 +78,6 @@ def fit(
   tail_share: float = 0.0,
   tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
-  prior: float = 1.0,
 ) -> types.WeibullModel:
   """Fits class means and tails on the correctly classified samples.
 
@@ -98,9 +97,6 @@ def fit(
       held-out ones where the net fits its training samples too closely; None
       = those of `features`.
     class_names: what errors and warnings call the classes; default 0..K-1.
-    prior: odds of unknown before a sample is seen, above 0: CROSR's p(unknown)
-      counts so many times beside p(known). 1 as published; choice.tail finds
-      those that reject a share of known samples.
 
   Returns:
     The fitted model.
@@ -117,7 +113,6 @@ def fit(
     tail_share=tail_share,
     tail_blocks=None if tail_features is None else lambda: [tail_features],
     class_names=class_names,
-    prior=prior,
   )
 
 
@@ -130,7 +125,6 @@ def fit_stream(
   tail_share: float = 0.0,
   tail_blocks: Blocks | None = None,
   class_names: Sequence[str] = (),
-  prior: float = 1.0,
   everyone: Everyone = alone,
 ) -> types.WeibullModel:
   """`fit` for features that come in blocks.
@@ -148,7 +142,6 @@ def fit_stream(
     tail_share: see `fit`.
     tail_blocks: blocks of tail_features, see `fit`; called twice.
     class_names: see `fit`.
-    prior: see `fit`.
     everyone: where several processes fit together, each of blocks of its own,
       how they exchange arrays, as sharding.everyones does; all have to call
       this. What they exchange is small: class sums and tails.
@@ -160,51 +153,54 @@ def fit_stream(
     ValueError: as `fit`.
   """
   check_recipe(
-    vector=vector,
-    scaling=scaling,
-    tail_size=tail_size,
-    tail_share=tail_share,
-    prior=prior,
+    vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
   )
-  count, mav, width = _class_means(blocks, vector, everyone)
-  _check_counts(count, class_names)
-  scale, dead = _feature_scale(
-    blocks, vector, scaling, count, mav, width, everyone
+  (fitted,) = _fit(
+    blocks,
+    vector,
+    scaling,
+    [(tail_size, tail_share)],
+    tail_blocks,
+    class_names,
+    everyone,
   )
-  space = _Space(vector, mav, scale, width)
-  if vector == 'evidence':
-    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
-  if tail_blocks is not None:
-    blocks = tail_blocks
-    count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
-    _check_counts(count, class_names)
-  wanted = _tail_counts(count, tail_size, tail_share)
-  kept = np.minimum(wanted, count)
-  tails = _Tails(kept)
-  for distance, label in _correct(blocks, vector, space.distance):
-    tails.add(label, distance)
-  if everyone is not alone:
-    tails.share(everyone)
-  _warn_short(wanted, count, class_names)
-  shape, loc, tail_scale = _maximum_likelihood(
-    tails.padded(kept), kept, class_names=class_names
-  )
-  return types.WeibullModel(
-    vector=vector,
-    feature_scale=scale,
-    mav=mav,
-    shape=shape,
-    loc=loc,
-    scale=tail_scale,
-    tail_count=kept,
-    dead=dead,
-    part_mean=space.part_mean,
-    part_deviation=space.part_deviation,
-    latent_width=width if vector == 'evidence' else 0,
-    part_weight=np.asarray(
-      EVIDENCE_WEIGHTS if vector == 'evidence' else (), np.float64
-    ),
-    prior=prior,
+  return fitted
+
+
+def fit_shares(
+  features: types.Features,
+  shares: Sequence[float],
+  *,
+  vector: str = 'joint',
+  scaling: str = 'none',
+  tail_features: types.Features | None = None,
+  class_names: Sequence[str] = (),
+) -> list[types.WeibullModel]:
+  """`fit` for each of several tail shares; all but the tails is computed once.
+
+  Args:
+    features: see `fit`.
+    shares: a tail_share each.
+    vector: see `fit`.
+    scaling: see `fit`.
+    tail_features: see `fit`.
+    class_names: see `fit`.
+
+  Returns:
+    What `fit` returns for each, bit for bit.
+
+  Raises:
+    ValueError: as `fit`.
+  """
+  for share in shares:
+    check_recipe(vector=vector, scaling=scaling, tail_share=share)
+  return _fit(
+    lambda: [features],
+    vector,
+    scaling,
+    [(0, share) for share in shares],
+    None if tail_features is None else lambda: [tail_features],
+    class_names,
   )
 
 
@@ -239,6 +235,62 @@ def _on_all_cores(
         yield ahead.popleft().result()
     while ahead:
       yield ahead.popleft().result()
+
+
+def _fit(
+  blocks: Blocks,
+  vector: str,
+  scaling: str,
+  lengths: Sequence[tuple[int, float]],
+  tail_blocks: Blocks | None,
+  class_names: Sequence[str],
+  everyone: Everyone = alone,
+) -> list[types.WeibullModel]:
+  """A model for each length of the tails, (tail_size, tail_share)."""
+  count, mav, width = _class_means(blocks, vector, everyone)
+  _check_counts(count, class_names)
+  scale, dead = _feature_scale(
+    blocks, vector, scaling, count, mav, width, everyone
+  )
+  space = _Space(vector, mav, scale, width)
+  if vector == 'evidence':
+    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
+  if tail_blocks is not None:
+    blocks = tail_blocks
+    count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
+    _check_counts(count, class_names)
+  wanted = [_tail_counts(count, *length) for length in lengths]
+  kept = [np.minimum(size, count) for size in wanted]
+  tails = _Tails(np.max(kept, axis=0))
+  for distance, label in _correct(blocks, vector, space.distance):
+    tails.add(label, distance)
+  if everyone is not alone:
+    tails.share(everyone)
+  models = []
+  for size, keep in zip(wanted, kept, strict=True):
+    _warn_short(size, count, class_names)
+    shape, loc, tail_scale = _maximum_likelihood(
+      tails.padded(keep), keep, class_names=class_names
+    )
+    models.append(
+      types.WeibullModel(
+        vector=vector,
+        feature_scale=scale,
+        mav=mav,
+        shape=shape,
+        loc=loc,
+        scale=tail_scale,
+        tail_count=keep,
+        dead=dead,
+        part_mean=space.part_mean,
+        part_deviation=space.part_deviation,
+        latent_width=width if vector == 'evidence' else 0,
+        part_weight=np.asarray(
+          EVIDENCE_WEIGHTS if vector == 'evidence' else (), np.float64
+        ),
+      )
+    )
+  return models
 
 
 def fit_tails(
@@ -308,17 +360,11 @@ def check_recipe(
   scaling: str = 'none',
   tail_size: int = 0,
   tail_share: float = 0.0,
-  prior: float = 1.0,
 ) -> None:
   """Raises a UsageError where `fit` would, before there are features."""
   types.check_choice('vector', vector, VECTORS)
   types.check_choice('scaling', scaling, SCALINGS)
   _check_tail(tail_size, tail_share)
-  # Between them float32 has every odds that mean anything.
-  if not 1e-30 <= prior <= 1e30:
-    raise types.UsageError(
-      f'prior must be odds above 0, from 1e-30 to 1e30, got {prior}'
-    )
 
 
 def cdf(
@@ -411,6 +457,32 @@ def activation_vector(
   return np.concatenate(parts, axis=1, dtype=dtype, casting='unsafe')
 
 
+def evidence(features: types.Features, model: types.WeibullModel) -> np.ndarray:
+  """How strange own logit, code and error are, [N, 3], in deviations.
+
+  Each from what is usual for the class of the largest logit, of a model of
+  'evidence'; below 0 nothing is strange. Where there is no code or no error it
+  is 0.
+
+  Raises:
+    UsageError: for another model, or features that are not the model's.
+  """
+  a = activation_vector(features, model.vector)
+  found = model.vector, features.latent.shape[1], a.shape[1]
+  wanted = 'evidence', model.latent_width, model.mav.shape[1]
+  if found != wanted:
+    raise types.UsageError(
+      'vector, latent width and vector width must be those of a model of '
+      f'evidence, {wanted}, got {found}'
+    )
+  label = np.argmax(features.logits, axis=1)
+  space = _Space(
+    *(model.vector, model.mav, model.feature_scale, model.latent_width),
+    *(model.part_mean, model.part_deviation),
+  )
+  return space.above(a, label, np.empty_like(a))
+
+
 def _parts(features: types.Features, vector: str) -> list[np.ndarray]:
   parts = [np.asarray(features.logits)]
   if vector != 'logits':
@@ -494,9 +566,15 @@ class _Space(NamedTuple):
     if self.vector != 'evidence':
       self._centre(a, label, spare)
       return np.sqrt(np.vecdot(a, a))
-    above = self.parts(a, label, spare) - self.part_mean[label]
-    above = np.maximum(above / self.part_deviation[label], 0.0)
+    above = np.maximum(self.above(a, label, spare), 0.0)
     return np.linalg.norm(above * EVIDENCE_WEIGHTS, axis=1)
+
+  def above(
+    self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
+  ) -> np.ndarray:
+    """The `parts`, in deviations from the usual; works in both arrays."""
+    above = self.parts(a, label, spare) - self.part_mean[label]
+    return above / self.part_deviation[label]
 
   def parts(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray

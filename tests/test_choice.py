@@ -20,36 +20,31 @@ def _features(generator, n, spread=1.0, k=3, width=5):
 @pytest.mark.parametrize('vector', ['joint', 'evidence'])
 def test_rejects_what_was_asked_for(generator, vector):
   train, held_out = _features(generator, 12_000), _features(generator, 6_000)
-  recipe = {'vector': vector, 'scaling': 'within_class'}
+  asked = (0.01, 0.03, 0.1)
   chosen = [
-    choice.tail(train, held_out, reject_known=r, **recipe)
-    for r in (0.01, 0.03, 0.1)
+    choice.tail(
+      *(train, held_out),
+      reject_known=r,
+      vector=vector,
+      scaling='within_class',
+    )
+    for r in asked
   ]
-  assert np.all(np.diff([c.prior for c in chosen]) > 0)
-  for found in chosen:
-    assert found.num_held_out == 6_000
+  assert np.all(np.diff([c.share for c in chosen]) > 0)
+  for wanted, found in zip(asked, chosen, strict=True):
+    assert found.reject_known == wanted and found.num_held_out == 6_000
     model = weibull.fit(
-      train, tail_share=found.share, prior=found.prior, **recipe
+      train, vector=vector, scaling='within_class', tail_share=found.share
     )
     rejected = np.mean(scorer.score(held_out, model).prediction == -1)
-    told = found.held_out[found.priors.index(found.prior)]
-    # One of them may lie where float32 decides.
-    assert abs(rejected - told) < 3e-4
-    # A step of the odds is a tenth of it, and half a step the most to be off.
-    assert rejected == pytest.approx(found.reject_known, rel=0.1)
-    assert choice.decision(rejected, found.reject_known) == 'argmax'
-
-
-def test_odds_of_one_reject_half_of_the_tail(generator):
-  # A Weibull's median; held-out samples are as far out as those fitted.
-  train, held_out = _features(generator, 12_000), _features(generator, 6_000)
-  found = choice.tail(
-    *(train, held_out), reject_known=0.02, vector='joint', scaling='none'
-  )
-  at = found.priors.index(1.0)
-  for rejected in (found.train[at], found.held_out[at]):
-    # Up to what the fit and the softmax of others take.
-    assert 0.7 < rejected / (choice.TAIL_SHARE / 2) < 1.3
+    assert rejected == found.held_out[found.shares.index(found.share)]
+    assert abs(rejected - wanted) == min(
+      abs(x - wanted) for x in found.held_out
+    )
+    # Half of a tail is beyond its median, up to what the fit and the softmax
+    # of others take.
+    assert 0.3 * found.share < rejected < 0.7 * found.share
+    assert choice.decision(rejected, wanted) == 'argmax'
 
 
 def test_another_share_of_the_same_trials(generator):
@@ -62,31 +57,21 @@ def test_another_share_of_the_same_trials(generator):
     choice.again(found, 0.0)
 
 
-def test_held_out_samples_farther_out_need_smaller_odds(generator):
+def test_held_out_samples_farther_out_need_shorter_tails(generator):
   train = _features(generator, 6_000)
   fields = {'reject_known': 0.05, 'vector': 'joint', 'scaling': 'none'}
   honest = choice.tail(train, _features(generator, 3_000), **fields)
   strange = choice.tail(train, _features(generator, 3_000, 1.15), **fields)
-  assert strange.prior < honest.prior
+  assert strange.share < honest.share
 
 
-@pytest.mark.parametrize('count', [0, 1])
-def test_of_equal_odds_the_middle(generator, count):
-  # Of 30 samples 1 % is none, and all odds up to some are as good; 3 % is one.
-  train, held_out = _features(generator, 180), _features(generator, 30)
+def test_ties_take_the_shortest_tail(generator):
+  # 20 at least of 60: all short shares are the same tail.
+  train, held_out = _features(generator, 180), _features(generator, 300)
   found = choice.tail(
-    *(train, held_out),
-    reject_known=0.03 if count else 0.01,
-    vector='joint',
-    scaling='none',
+    *(train, held_out), reject_known=0.01, vector='joint', scaling='none'
   )
-  equal = [
-    prior
-    for prior, share in zip(found.priors, found.held_out, strict=True)
-    if round(30 * share) == count
-  ]
-  assert len(equal) > 2
-  assert found.prior == (equal[len(equal) // 2] if count else equal[-1])
+  assert found.share == choice.SHARES[0]
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,20 @@ def test_stream_equals_memory(generator, block):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize('vector', weibull.VECTORS)
+def test_several_shares_equal_one_by_one(generator, vector):
+  features = _features(generator)
+  shares = (0.5, 0.05, 1.0, 0.2)
+  fields = {'vector': vector, 'scaling': 'within_class'}
+  together = weibull.fit_shares(features, shares, **fields)
+  for share, model in zip(shares, together, strict=True):
+    alone = weibull.fit(features, tail_share=share, **fields)
+    for a, b in zip(model, alone, strict=True):
+      np.testing.assert_array_equal(a, b)
+  with pytest.raises(ValueError, match=r'tail_share must be in \(0, 1\]'):
+    weibull.fit_shares(features, (0.1, 2.0), **fields)
+
+
 def test_parts_that_never_move_tell_nothing(generator):
   features = _features(generator)
   still = features._replace(
@@ -264,3 +278,32 @@ def test_tails_of_other_samples(generator):
   few = types.Features(*(x[:5] for x in held_out))
   with pytest.raises(ValueError, match='class 1: 1 correctly'):
     weibull.fit(train, tail_features=few, **fields)
+
+
+@pytest.mark.parametrize('error', [True, False])
+def test_evidence_of_the_nearest_class(generator, error):
+  train, found = (_features(generator, n, error=error) for n in (600, 50))
+  fitted = weibull.fit(
+    train, vector='evidence', scaling='within_class', tail_size=20
+  )
+  above = weibull.evidence(found, fitted)
+  expected = _distances(train, found)[np.arange(50), found.logits.argmax(1)]
+  np.testing.assert_allclose(
+    np.linalg.norm(np.maximum(above, 0) * weibull.EVIDENCE_WEIGHTS, axis=1),
+    expected,
+    rtol=1e-5,
+    atol=1e-5,  # the reference takes logarithms in float32
+  )
+  assert error or (above[:, 2] == 0).all()
+
+
+def test_evidence_of_another_model(generator):
+  train = _features(generator)
+  fields = {'scaling': 'within_class', 'tail_size': 20}
+  joint = weibull.fit(train, vector='joint', **fields)
+  with pytest.raises(types.UsageError, match=r"got .'joint'"):
+    weibull.evidence(train, joint)
+  fitted = weibull.fit(train, vector='evidence', **fields)
+  narrow = train._replace(latent=train.latent[:, :2])
+  with pytest.raises(types.UsageError, match=r"got .'evidence', 2, 7"):
+    weibull.evidence(narrow, fitted)

@@ -9,7 +9,7 @@ import pytest
 from conftest import CONFIGS, ROOT
 from scipy import ndimage
 
-from crosr_jax import data, ranking, types
+from crosr_jax import data, ranking, types, weibull
 from crosr_jax.data import standins
 
 
@@ -105,7 +105,9 @@ def test_ranks_without_any_test_sample(ranked):
   assert [len(names) for names in loaded] == [10, 4, 3]
   assert fold['select_accuracy'] > 0.8
   rows = result['mean']['auroc']
-  assert {'max_logit', 'published', 'evidence'} < set(rows)
+  assert {'max_logit', 'published', 'evidence', 'evidence, common logit'} < set(
+    rows
+  )
   both = [row['both'] for row in rows.values()]
   assert both == sorted(both, reverse=True)
   for row in rows.values():
@@ -119,6 +121,21 @@ def test_ranks_without_any_test_sample(ranked):
   assert told['mean'] == result['mean']
   lines = (workdir / 'ranking.md').read_text().splitlines()
   assert len(lines) == len(rows) + 2 + 1 + 4 + 2
+
+
+def test_common_logit_by_hand(generator):
+  label = np.arange(90) % 3
+  logits = (generator.normal(0, 0.3, (90, 3)) + 4 * np.eye(3)[label]).astype(
+    'f4'
+  )
+  # Neither codes nor errors: they have no part in it.
+  nothing = np.zeros((90, 0), np.float32)
+  known = types.Features(logits, nothing, label, np.zeros(0, np.float32))
+  top = logits.max(axis=1).astype(float)
+  deviation = np.sqrt(np.mean([top[label == k].var() for k in range(3)]))
+  expected = 2.5 * np.log1p(np.exp((top.mean() - top) / deviation))
+  score = ranking._common_logit(known, weibull.fit(known, **ranking._EVIDENCE))
+  np.testing.assert_allclose(score(known), expected, rtol=1e-6)
 
 
 def _changes(workdir):

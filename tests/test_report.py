@@ -85,8 +85,7 @@ def make_material(k=3, channels=1, lateral=True, names=None):
       image['test'][6:12],
     ),
     tail=types.TailChoice(
-      *(0.2, 0.05, 0.02, (0.01, 0.05, 0.2)),
-      *((0.0, 0.01, 0.1), (0.004, 0.025, 0.2), 500),
+      0.05, 0.02, (0.01, 0.05, 0.2), (0.0, 0.01, 0.1), (0.004, 0.025, 0.2), 500
     ),
   )
 
@@ -373,15 +372,14 @@ def test_json_takes_numpy_and_refuses_what_is_not_finite(tmp_path):
 @pytest.mark.parametrize(
   ('held_out', 'told'),
   [
-    ((0.004, 0.025, 0.2), '0.05'),
-    ((0.018, 0.025, 0.2), '0.01 to 0.05'),
+    ((0.004, 0.025, 0.2), '5 %'),
+    ((0.018, 0.025, 0.2), '1 % to 5 %'),
     ((0.2, 0.25, 0.3), 'none does'),
   ],
 )
 def test_the_picture_of_the_tail_says_what_fits_as_well(held_out, told):
   chosen = types.TailChoice(
-    *(0.2, 0.05, 0.02, (0.01, 0.05, 0.2)),
-    *((0.0, 0.0, 0.0), held_out, 500),
+    0.05, 0.02, (0.01, 0.05, 0.2), (0.0, 0.0, 0.0), held_out, 500
   )
   picture = tail.tail(make_material()._replace(tail=chosen))
   assert picture.caption.endswith(f'fit as well: {told}.')

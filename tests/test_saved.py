@@ -19,7 +19,7 @@ def _saved(generator, **info):
     generator.uniform(1, 2, size=200),
   )
   models = {
-    'crosr': weibull.fit(features, vector='evidence', tail_size=20, prior=0.25),
+    'crosr': weibull.fit(features, vector='evidence', tail_size=20),
     'openmax': weibull.fit(features, vector='logits', tail_size=20),
   }
   variables = {
@@ -41,7 +41,6 @@ def test_round_trip(tmp_path, generator):
   assert list(found.models) == list(whole.models)
   for name, model in whole.models.items():
     assert found.models[name].vector == model.vector
-    assert found.models[name].prior == (0.25 if name == 'crosr' else 1.0)
     for a, b in zip(found.models[name][1:], model[1:], strict=True):
       np.testing.assert_array_equal(a, b)
       assert np.asarray(a).dtype == np.asarray(b).dtype
@@ -114,16 +113,3 @@ def test_a_member_that_is_no_array(tmp_path):
     archive.writestr('test/logits.npy', b'no array')
   with pytest.raises(types.UserError, match='holds no features'):
     saved.read_features(path)
-
-
-def test_what_was_fitted_before_there_were_odds(tmp_path, generator):
-  _, whole = _saved(generator)
-  saved.save(tmp_path, whole)
-  path = tmp_path / 'fitted.npz'
-  with np.load(path) as file:
-    arrays = {k: x for k, x in file.items() if not k.endswith('/prior')}
-  np.savez(path, **arrays)
-  info = json.loads((tmp_path / 'model.json').read_text())
-  info['fitted_sha256'] = hashlib.sha256(path.read_bytes()).hexdigest()
-  (tmp_path / 'model.json').write_text(json.dumps(info))
-  assert saved.load(tmp_path).models['crosr'].prior == 1.0

@@ -471,9 +471,3 @@ def test_two_samples_of_a_class_have_no_tail(seed):
     pytest.raises(ValueError, match=r'class 1: the 2 distances .* all equal'),
   ):
     weibull.fit(features, tail_size=20)
-
-
-@pytest.mark.parametrize('prior', [0.0, -1.0, 1e31, float('nan')])
-def test_odds_that_are_none(prior):
-  with pytest.raises(types.UsageError, match='prior must be odds above 0'):
-    weibull.check_recipe(tail_size=20, prior=prior)
