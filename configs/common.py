@@ -97,6 +97,9 @@ def get_config() -> ConfigDict:
   # Side of the centre crop, resized, that is all a net sees of an image when it
   # is not in training; 0 = the whole image. For nets trained with train.crop.
   config.model.eval_crop = 0
+  # Answer with the mean of an image and its mirror image where the net is not
+  # in training, for twice the time. For nets trained with train.flip.
+  config.model.eval_mirror = False
   # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
   # keeps parameters, losses, statistics and logits in float32.
   config.model.dtype = 'float32'

@@ -38,6 +38,8 @@ from crosr_jax.data import images, splits, standins
 NEAR = 'held_out'
 REJECT_KNOWN = (0.005, 0.01, 0.02, 0.05)
 _NEIGHBOURS = 20
+# Beside EVIDENCE_WEIGHTS.
+_WEIGHT_OF_RARITY = 2.0
 # There are few held-out samples.
 _HELD_OUT_TAIL = 0.2
 
@@ -186,9 +188,14 @@ def candidates(
       model=model,
       without=without,
     )
-  rows['evidence, common logit'] = _common_logit(
-    train_part, recipes['evidence']
-  )
+  shortfall = _shortfall(train_part)
+  rarity = _rarity(train_part, select_part)
+  for name, terms in (
+    ('evidence, common logit', (shortfall,)),
+    ('evidence, common logit, neighbour', (shortfall, rarity)),
+    ('evidence, neighbour for logit', (rarity,)),
+  ):
+    rows[name] = _distance_of(recipes['evidence'], *terms)
   rows['mahalanobis, shrunk'] = _mahalanobis(train_part)
   rows['nearest neighbours'] = _nearest(train_part)
   return rows
@@ -358,14 +365,26 @@ def _without_code(found: types.Features) -> types.Features:
   return found._replace(latent=found.latent[:, :0])
 
 
-def _common_logit(
-  known: types.Features, model: types.WeibullModel
+def _distance_of(
+  model: types.WeibullModel, *terms: Callable[[types.Features], np.ndarray]
 ) -> Callable[[types.Features], np.ndarray]:
-  """'evidence' without tails, of one measure for the logits of all classes.
+  """'evidence' without tails, and with `terms` in place of the logit's."""
 
-  How far the largest logit falls short of the mean of known samples, in their
-  deviation within a class; smooth, so that what lies above keeps its order.
-  `model` is 'evidence' of them.
+  def score(found: types.Features) -> np.ndarray:
+    beside = np.maximum(weibull.evidence(found, model)[:, 1:], 0.0)
+    beside = beside * weibull.EVIDENCE_WEIGHTS[1:]
+    return np.linalg.norm([*beside.T, *(term(found) for term in terms)], axis=0)
+
+  return score
+
+
+def _shortfall(
+  known: types.Features,
+) -> Callable[[types.Features], np.ndarray]:
+  """How far the largest logit is below the mean, of one measure for all.
+
+  In the deviation of known samples within a class; smooth, so that what lies
+  above the mean keeps its order.
   """
   label = np.argmax(known.logits, axis=1)
   right = label == known.label
@@ -374,13 +393,35 @@ def _common_logit(
   each = [np.var(top[label == k], dtype=np.float64) for k in np.unique(label)]
   deviation = np.sqrt(np.mean(each))
 
-  def score(found: types.Features) -> np.ndarray:
-    above = np.maximum(weibull.evidence(found, model), 0.0)
+  def term(found: types.Features) -> np.ndarray:
     top = found.logits.max(axis=1).astype(np.float64)
-    above[:, 0] = np.logaddexp(0.0, (mean - top) / deviation)
-    return np.linalg.norm(above * weibull.EVIDENCE_WEIGHTS, axis=1)
+    smooth = np.logaddexp(0.0, (mean - top) / deviation)
+    return weibull.EVIDENCE_WEIGHTS[0] * smooth
 
-  return score
+  return term
+
+
+def _rarity(
+  known: types.Features, held_out: types.Features
+) -> Callable[[types.Features], np.ndarray]:
+  """How much farther the nearest known sample is than it is from new ones.
+
+  On a log scale, in the deviation of `held_out` samples, which are known too;
+  smooth as `_shortfall`.
+  """
+  nearest = _nearest(known, 1)
+  usual = _log(nearest(held_out))
+
+  def term(found: types.Features) -> np.ndarray:
+    above = (_log(nearest(found)) - np.mean(usual)) / np.std(usual)
+    return _WEIGHT_OF_RARITY * np.logaddexp(0.0, above)
+
+  return term
+
+
+def _log(distance: np.ndarray) -> np.ndarray:
+  # Of unit vectors; where two are equal there is rounding alone.
+  return np.log(np.maximum(distance, 1e-6, dtype=np.float64))
 
 
 def _mahalanobis(
@@ -401,14 +442,16 @@ def _mahalanobis(
   return score
 
 
-def _nearest(known: types.Features) -> Callable[[types.Features], np.ndarray]:
+def _nearest(
+  known: types.Features, count: int = _NEIGHBOURS
+) -> Callable[[types.Features], np.ndarray]:
   """Distance to the k-th nearest training sample, unit vectors (Sun 2022)."""
 
   def unit(found: types.Features) -> np.ndarray:
     a = weibull.activation_vector(found, 'joint')
     return a / np.linalg.norm(a, axis=1, keepdims=True)
 
-  index = neighbors.NearestNeighbors(n_neighbors=_NEIGHBOURS).fit(unit(known))
+  index = neighbors.NearestNeighbors(n_neighbors=count).fit(unit(known))
   return lambda found: index.kneighbors(unit(found))[0][:, -1]
 
 

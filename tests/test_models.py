@@ -240,6 +240,33 @@ def test_features_and_reconstruction_are_of_the_view(generator):
   )
 
 
+@pytest.mark.parametrize('lateral', ['bottleneck', 'none'])
+def test_the_mean_answer_for_image_and_mirror_image(generator, lateral):
+  image = _image(generator, 3, (12, 12, 3))
+  fields = {'image_shape': (12, 12, 3), 'lateral': lateral}
+  one, variables = _net(**fields)
+  net = _build(**fields, eval_mirror=True)
+  found = net.apply(variables, image)
+  own, other = (
+    one.apply(variables, x) for x in (image, image[:, :, ::-1].copy())
+  )
+  assert not np.allclose(own.logits, other.logits, atol=1e-3)
+  np.testing.assert_allclose(
+    found.logits, (own.logits + other.logits) / 2, atol=1e-5
+  )
+  for a, b, c in zip(found.latents, own.latents, other.latents, strict=True):
+    np.testing.assert_allclose(a, (b + c) / 2, atol=1e-5)
+  if lateral != 'none':
+    np.testing.assert_allclose(
+      found.reconstruction,
+      (own.reconstruction + other.reconstruction[:, :, ::-1]) / 2,
+      atol=1e-5,
+    )
+  # A mirror image is told the same.
+  again = net.apply(variables, image[:, :, ::-1].copy())
+  np.testing.assert_allclose(again.logits, found.logits, atol=1e-5)
+
+
 def test_evaluation_drops_nothing(generator):
   image = _image(generator)
   net, variables = _net()

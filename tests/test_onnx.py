@@ -25,6 +25,7 @@ pytest.importorskip('jax2onnx')
     {'model.lateral': 'none', 'model.backbone': 'mnist_cnn'},
     {
       'model.backbone': 'fast_cnn',
+      'model.eval_mirror': True,
       'train.optimizer': 'muon',
       'scorer.decision': 'half',
     },

@@ -123,7 +123,7 @@ def test_ranks_without_any_test_sample(ranked):
   assert len(lines) == len(rows) + 2 + 1 + 4 + 2
 
 
-def test_common_logit_by_hand(generator):
+def test_candidates_by_hand(generator):
   label = np.arange(90) % 3
   logits = (generator.normal(0, 0.3, (90, 3)) + 4 * np.eye(3)[label]).astype(
     'f4'
@@ -133,9 +133,26 @@ def test_common_logit_by_hand(generator):
   known = types.Features(logits, nothing, label, np.zeros(0, np.float32))
   top = logits.max(axis=1).astype(float)
   deviation = np.sqrt(np.mean([top[label == k].var() for k in range(3)]))
-  expected = 2.5 * np.log1p(np.exp((top.mean() - top) / deviation))
-  score = ranking._common_logit(known, weibull.fit(known, **ranking._EVIDENCE))
-  np.testing.assert_allclose(score(known), expected, rtol=1e-6)
+  shortfall = 2.5 * np.log1p(np.exp((top.mean() - top) / deviation))
+  model = weibull.fit(known, **ranking._EVIDENCE)
+  score = ranking._distance_of(model, ranking._shortfall(known))
+  np.testing.assert_allclose(score(known), shortfall, rtol=1e-6)
+
+  fitted, held_out = known.rows(slice(60)), known.rows(slice(60, None))
+  unit = logits / np.linalg.norm(logits, axis=1, keepdims=True)
+  away = unit[60:, None].astype(float) - unit[None, :60]
+  usual = np.log(np.linalg.norm(away, axis=2).min(axis=1))
+  above = (usual - usual.mean()) / usual.std()
+  rarity = 2.0 * np.log1p(np.exp(above))
+  term = ranking._rarity(fitted, held_out)
+  np.testing.assert_allclose(term(held_out), rarity, rtol=1e-3)
+  both = ranking._distance_of(model, ranking._shortfall(known), term)
+  np.testing.assert_allclose(
+    both(held_out), np.hypot(shortfall[60:], rarity), rtol=1e-3
+  )
+  # What it has seen is near, however far that is from everything.
+  assert np.isfinite(term(fitted)).all()
+  assert term(fitted).max() < term(held_out).min()
 
 
 def _changes(workdir):

@@ -38,6 +38,7 @@ def build(
   pool: str = 'max',
   last: str = 'linear',
   eval_crop: int = 0,
+  eval_mirror: bool = False,
   dtype: str = 'float32',
   members: int = 1,
 ) -> Net:
@@ -59,6 +60,8 @@ def build(
     last: 'linear' or 'relu' end of the reconstruction.
     eval_crop: side of the centre crop that is seen, resized to the full size,
       where the net is not in training; 0 = the whole image.
+    eval_mirror: whether the net, where it is not in training, answers with the
+      mean of what it says of the image and of its mirror image.
     dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
       statistics and outputs are float32.
     members: nets that answer together where there are several; 1000 at most.
@@ -110,6 +113,7 @@ def build(
       pool=pool,
       last=last,
       eval_crop=eval_crop,
+      eval_mirror=eval_mirror,
       dtype=dtype,
     )
 

@@ -7,6 +7,8 @@ r_l = g_l(r_{l+1} + hr_l(z_l)), at the top g_L(hr_L(z_L)); r_1 is the
 reconstruction of x_1, the standardised image.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ class DHRNet(nn.Module):
   pool: str = 'max'
   last: str = 'linear'  # 'relu': the authors'; cannot reach negative values
   eval_crop: int = 0  # side of the centre crop seen in evaluation; 0 = all
+  eval_mirror: bool = False  # mean answer for image and mirror image there
   dtype: str = 'float32'  # that is computed in, see models.for_compute
 
   @nn.compact
@@ -53,7 +56,24 @@ class DHRNet(nn.Module):
       logits [B, K]; latents, deepest block first, each [B, D_l]; the
       reconstruction [B, H, W, C] of the view, in standardised units.
     """
-    maps = [self.standardise(image, train).astype(self.dtype)]
+    seen = self.standardise(image, train)
+    if train or not self.eval_mirror:
+      return self._outputs(seen, keys, train)
+    pairs = jnp.stack([seen, _mirrored(seen)], axis=1)
+    logits, latents, rebuilt = self._outputs(
+      pairs.reshape(-1, *seen.shape[1:]), None, train
+    )
+    return types.Outputs(
+      _mean_of_pairs(logits),
+      tuple(_mean_of_pairs(latent) for latent in latents),
+      _mean_of_pairs(rebuilt, _mirrored) if self.lateral != 'none' else (),
+    )
+
+  def _outputs(
+    self, seen: Array, keys: Array | None, train: bool
+  ) -> types.Outputs:
+    """Of standardised images."""
+    maps = [seen.astype(self.dtype)]
     for block in self.blocks:
       maps.append(block(maps[-1], keys, train))
     logits = self.head(maps[-1], keys, train).astype(jnp.float32)
@@ -133,3 +153,17 @@ class DHRNet(nn.Module):
     """[B, H, W, D_l] -> [B, D_l], float32."""
     x = x.astype(jnp.float32)
     return x.max(axis=(1, 2)) if self.pool == 'max' else x.mean(axis=(1, 2))
+
+
+def _mirrored(x: Array) -> Array:
+  """Left and right exchanged; [B, H, W, C]."""
+  return x[:, :, ::-1]
+
+
+def _mean_of_pairs(
+  x: Array, back: Callable[[Array], Array] = lambda x: x
+) -> Array:
+  """[2 B, ...] -> [B, ...]; every second is brought `back` first."""
+  # The converter to ONNX splits no axis whose length is open.
+  pairs = x.reshape(-1, 2, *x.shape[1:])
+  return (pairs[:, 0] + back(pairs[:, 1])) / 2
