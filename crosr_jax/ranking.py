@@ -188,8 +188,8 @@ def candidates(
       model=model,
       without=without,
     )
-  shortfall = _shortfall(train_part)
-  rarity = _rarity(train_part, select_part)
+  nearest = _nearest(train_part)
+  shortfall, rarity = _shortfall(train_part), _rarity(nearest, select_part)
   for name, terms in (
     ('evidence, common logit', (shortfall,)),
     ('evidence, common logit, neighbour', (shortfall, rarity)),
@@ -197,7 +197,7 @@ def candidates(
   ):
     rows[name] = _distance_of(recipes['evidence'], *terms)
   rows['mahalanobis, shrunk'] = _mahalanobis(train_part)
-  rows['nearest neighbours'] = _nearest(train_part)
+  rows['nearest neighbours'] = lambda found: nearest(found, _NEIGHBOURS)
   return rows
 
 
@@ -402,18 +402,18 @@ def _shortfall(
 
 
 def _rarity(
-  known: types.Features, held_out: types.Features
+  nearest: Callable[[types.Features, int], np.ndarray],
+  held_out: types.Features,
 ) -> Callable[[types.Features], np.ndarray]:
   """How much farther the nearest known sample is than it is from new ones.
 
   On a log scale, in the deviation of `held_out` samples, which are known too;
-  smooth as `_shortfall`.
+  smooth as `_shortfall`. `nearest` as _nearest gives it.
   """
-  nearest = _nearest(known, 1)
-  usual = _log(nearest(held_out))
+  usual = _log(nearest(held_out, 1))
 
   def term(found: types.Features) -> np.ndarray:
-    above = (_log(nearest(found)) - np.mean(usual)) / np.std(usual)
+    above = (_log(nearest(found, 1)) - np.mean(usual)) / np.std(usual)
     return _WEIGHT_OF_RARITY * np.logaddexp(0.0, above)
 
   return term
@@ -443,16 +443,16 @@ def _mahalanobis(
 
 
 def _nearest(
-  known: types.Features, count: int = _NEIGHBOURS
-) -> Callable[[types.Features], np.ndarray]:
+  known: types.Features,
+) -> Callable[[types.Features, int], np.ndarray]:
   """Distance to the k-th nearest training sample, unit vectors (Sun 2022)."""
 
   def unit(found: types.Features) -> np.ndarray:
     a = weibull.activation_vector(found, 'joint')
     return a / np.linalg.norm(a, axis=1, keepdims=True)
 
-  index = neighbors.NearestNeighbors(n_neighbors=count).fit(unit(known))
-  return lambda found: index.kneighbors(unit(found))[0][:, -1]
+  index = neighbors.NearestNeighbors().fit(unit(known))
+  return lambda found, k: index.kneighbors(unit(found), k)[0][:, -1]
 
 
 def _unknown_score(

@@ -144,7 +144,7 @@ def test_candidates_by_hand(generator):
   usual = np.log(np.linalg.norm(away, axis=2).min(axis=1))
   above = (usual - usual.mean()) / usual.std()
   rarity = 2.0 * np.log1p(np.exp(above))
-  term = ranking._rarity(fitted, held_out)
+  term = ranking._rarity(ranking._nearest(fitted), held_out)
   np.testing.assert_allclose(term(held_out), rarity, rtol=1e-3)
   both = ranking._distance_of(model, ranking._shortfall(known), term)
   np.testing.assert_allclose(
