@@ -199,8 +199,9 @@ def get_config() -> ConfigDict:
   config.counterfactual.distance_weight = 1.0
 
   config.weibull = ConfigDict()
-  # What is measured: 'joint' (logits and codes, CROSR) or 'evidence' (own
-  # logit, code and reconstruction error, each in its own measure).
+  # What is measured: 'joint' (logits and codes, CROSR), 'evidence' (own logit,
+  # code and reconstruction error, each in its own measure) or 'neighbour' (the
+  # same, but for the nearest training sample in place of the logit).
   config.weibull.vector = 'evidence'
   # What a coordinate is divided by: 'none', 'std' or 'within_class'.
   config.weibull.scaling = 'within_class'

@@ -69,10 +69,7 @@ def tail(
     class_names=class_names,
   )
   of_train, of_held_out = (
-    tuple(
-      float(np.mean(scorer.score(part, model).prediction == types.UNKNOWN))
-      for model in models
-    )
+    tuple(scorer.rejects(part, models).mean(axis=0).tolist())
     for part in (train, held_out)
   )
   return _nearest(reject_known, of_train, of_held_out, len(held_out.label))
@@ -133,8 +130,8 @@ def check_recipe(*, vector: str, scaling: str, tail: str) -> None:
   weibull.check_recipe(vector=vector, scaling=scaling, **fixed)
   if vector == 'logits':
     raise types.UsageError(
-      "the recipe's vector must be 'joint' or 'evidence', got 'logits'; the "
-      "report's row crosr_y has that"
+      "the recipe's vector must be 'joint', 'evidence' or 'neighbour', got "
+      "'logits'; the report's row crosr_y has that"
     )
 
 

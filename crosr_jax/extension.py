@@ -64,7 +64,7 @@ def add(
   Args:
     name: of the new class.
     features: of n samples of it; labels are not looked at.
-    fitted: of the known classes, on 'joint' or 'evidence'.
+    fitted: of the known classes, on any vector but 'logits'.
     reject_known: share of the class that may be rejected, in (0, 0.5).
     before: classes added to the same model so far.
 
@@ -82,13 +82,13 @@ def add(
       f'{name}: {count} different samples, at least {SMALLEST_CLASS} are '
       'needed for the tail of a class'
     )
-  if fitted.vector not in ('joint', 'evidence'):
+  if fitted.vector == 'logits':
     raise types.UsageError(
-      'a class can be added to a model of vector joint or evidence, this one '
-      f'was fitted on {fitted.vector!r}'
+      'a class can be added to a model that looks at codes; this one was '
+      f'fitted on {fitted.vector!r}'
     )
   width = fitted.mav.shape[1]
-  if fitted.vector == 'evidence':
+  if fitted.vector in weibull.PART_WEIGHTS:
     width = len(fitted.mav) + fitted.latent_width
   center = fitted.mav.mean(axis=0)[:width]
   unit = fitted.feature_scale[:width]

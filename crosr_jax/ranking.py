@@ -38,8 +38,6 @@ from crosr_jax.data import images, splits, standins
 NEAR = 'held_out'
 REJECT_KNOWN = (0.005, 0.01, 0.02, 0.05)
 _NEIGHBOURS = 20
-# Beside EVIDENCE_WEIGHTS.
-_WEIGHT_OF_RARITY = 2.0
 # There are few held-out samples.
 _HELD_OUT_TAIL = 0.2
 
@@ -54,6 +52,8 @@ RECIPES: dict[str, dict[str, Any]] = {
   'evidence, std': _EVIDENCE | {'scaling': 'std'},
   'evidence, tail 1%': _EVIDENCE | {'tail_share': 0.01},
   'evidence, tail 20%': _EVIDENCE | {'tail_share': 0.2},
+  'neighbour': _EVIDENCE | {'vector': 'neighbour'},
+  'neighbour, tail 20%': _EVIDENCE | {'vector': 'neighbour', 'tail_share': 0.2},
 }
 
 
@@ -117,7 +117,9 @@ def run(
         'held_out': held,
         'select_accuracy': accuracy,
         'auroc': _rank(parts),
-        'macro_f1': _rejecting(parts),
+        'macro_f1': _rejecting(
+          parts, vector=config.weibull.vector, scaling=config.weibull.scaling
+        ),
       }
     )
     sharding.forget()
@@ -135,7 +137,7 @@ def table(result: dict) -> str:
   blocks = []
   for key, title in (
     ('auroc', 'AUROC'),
-    ('macro_f1', "macro F1 (argmax) of 'evidence' by reject_known"),
+    ('macro_f1', "macro F1 (argmax) of the config's recipe by reject_known"),
   ):
     ranked = result['mean'][key]
     names = list(next(iter(ranked.values())))
@@ -188,16 +190,11 @@ def candidates(
       model=model,
       without=without,
     )
-  nearest = _nearest(train_part)
-  shortfall, rarity = _shortfall(train_part), _rarity(nearest, select_part)
-  for name, terms in (
-    ('evidence, common logit', (shortfall,)),
-    ('evidence, common logit, neighbour', (shortfall, rarity)),
-    ('evidence, neighbour for logit', (rarity,)),
-  ):
-    rows[name] = _distance_of(recipes['evidence'], *terms)
+  rows['evidence, common logit'] = _distance_of(
+    recipes['evidence'], _shortfall(train_part)
+  )
   rows['mahalanobis, shrunk'] = _mahalanobis(train_part)
-  rows['nearest neighbours'] = lambda found: nearest(found, _NEIGHBOURS)
+  rows['nearest neighbours'] = _nearest(train_part)
   return rows
 
 
@@ -217,21 +214,20 @@ def _rank(parts: dict[str, types.Features]) -> dict[str, dict[str, float]]:
 
 
 def _rejecting(
-  parts: dict[str, types.Features],
+  parts: dict[str, types.Features], **recipe: Any
 ) -> dict[str, dict[str, float]]:
   """Macro F1 on every stand-in, for several shares that may be rejected."""
   rows: dict[str, dict[str, float]] = {}
   known = parts['calibrate']
-  fields = {k: v for k, v in _EVIDENCE.items() if k != 'tail_share'}
   shown = ['calibrate', *_stand_ins(parts)]
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)
     tried = choice.tail(
-      parts['train'], parts['select'], reject_known=REJECT_KNOWN[0], **fields
+      parts['train'], parts['select'], reject_known=REJECT_KNOWN[0], **recipe
     )
     tails = [choice.again(tried, asked) for asked in REJECT_KNOWN]
     models = weibull.fit_shares(
-      parts['train'], [tail.share for tail in tails], **fields
+      parts['train'], [tail.share for tail in tails], **recipe
     )
   for asked, tail, model in zip(REJECT_KNOWN, tails, models, strict=True):
     predicted = {n: scorer.score(parts[n], model).prediction for n in shown}
@@ -366,14 +362,14 @@ def _without_code(found: types.Features) -> types.Features:
 
 
 def _distance_of(
-  model: types.WeibullModel, *terms: Callable[[types.Features], np.ndarray]
+  model: types.WeibullModel, term: Callable[[types.Features], np.ndarray]
 ) -> Callable[[types.Features], np.ndarray]:
-  """'evidence' without tails, and with `terms` in place of the logit's."""
+  """'evidence' without tails, and with `term` in place of the logit's."""
 
   def score(found: types.Features) -> np.ndarray:
     beside = np.maximum(weibull.evidence(found, model)[:, 1:], 0.0)
     beside = beside * weibull.EVIDENCE_WEIGHTS[1:]
-    return np.linalg.norm([*beside.T, *(term(found) for term in terms)], axis=0)
+    return np.linalg.norm([*beside.T, term(found)], axis=0)
 
   return score
 
@@ -401,29 +397,6 @@ def _shortfall(
   return term
 
 
-def _rarity(
-  nearest: Callable[[types.Features, int], np.ndarray],
-  held_out: types.Features,
-) -> Callable[[types.Features], np.ndarray]:
-  """How much farther the nearest known sample is than it is from new ones.
-
-  On a log scale, in the deviation of `held_out` samples, which are known too;
-  smooth as `_shortfall`. `nearest` as _nearest gives it.
-  """
-  usual = _log(nearest(held_out, 1))
-
-  def term(found: types.Features) -> np.ndarray:
-    above = (_log(nearest(found, 1)) - np.mean(usual)) / np.std(usual)
-    return _WEIGHT_OF_RARITY * np.logaddexp(0.0, above)
-
-  return term
-
-
-def _log(distance: np.ndarray) -> np.ndarray:
-  # Of unit vectors; where two are equal there is rounding alone.
-  return np.log(np.maximum(distance, 1e-6, dtype=np.float64))
-
-
 def _mahalanobis(
   known: types.Features,
 ) -> Callable[[types.Features], np.ndarray]:
@@ -444,15 +417,15 @@ def _mahalanobis(
 
 def _nearest(
   known: types.Features,
-) -> Callable[[types.Features, int], np.ndarray]:
-  """Distance to the k-th nearest training sample, unit vectors (Sun 2022)."""
+) -> Callable[[types.Features], np.ndarray]:
+  """Distance to the 20th nearest training sample, unit vectors (Sun 2022)."""
 
   def unit(found: types.Features) -> np.ndarray:
     a = weibull.activation_vector(found, 'joint')
     return a / np.linalg.norm(a, axis=1, keepdims=True)
 
   index = neighbors.NearestNeighbors().fit(unit(known))
-  return lambda found, k: index.kneighbors(unit(found), k)[0][:, -1]
+  return lambda found: index.kneighbors(unit(found), _NEIGHBOURS)[0][:, -1]
 
 
 def _unknown_score(

@@ -88,7 +88,14 @@ def load(workdir: pathlib.Path) -> Saved:
   arrays = _read(workdir, 'fitted.npz', info)
   held_out = arrays.pop('held_out')
   weights = _read(workdir, 'weights.npz', info)
-  models = {name: _model(fields) for name, fields in _by_name(arrays).items()}
+  try:
+    models = {name: _model(fields) for name, fields in _by_name(arrays).items()}
+  except (KeyError, TypeError):
+    # It is whole, by its digest.
+    raise types.UserError(
+      f'{workdir / "fitted.npz"} was written by another version of crosr_jax; '
+      f'{_AGAIN}'
+    ) from None
   variables = traverse_util.unflatten_dict(weights, sep='/')
   return Saved(info, models, held_out, {'batch_stats': {}, **variables})
 

@@ -13,7 +13,7 @@ import functools
 import math
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ METHODS = {
   'energy': Method((), False),
   'openmax': Method(('logits',), True),
   'crosr_y': Method(('logits',), True),
-  'crosr': Method(('joint', 'evidence'), True),
+  'crosr': Method(('joint', 'evidence', 'neighbour'), True),
   'augmented': Method((), True, 'joint'),
 }
 
@@ -69,17 +69,22 @@ class _Fitted(NamedTuple):
 
   center: types.Array  # [D] mean of the MAVs
   unit: types.Array  # [D] 1 / feature_scale
-  # [K, D] less center, times unit; of 'evidence' [K, D-K], all but the logits
+  # [K, D] less center, times unit; of those with parts [K, D-K], all but the
+  # logits
   mav: types.Array
   own: types.Array  # [K] the same of each class's own logit
   shape: types.Array  # [K]
   loc: types.Array  # [K]
   scale: types.Array  # [K]
   one: types.Array  # [K] loc + scale: the distance where the CDF is 1 - 1/e
-  square: types.Array  # [1, K] squared norms of mav; of 'evidence' [2, K], of
-  # latent and error
-  part_mean: types.Array  # [3, K] of 'evidence'
+  square: types.Array  # [1, K] squared norms of mav; of those with parts
+  # [2, K], of latent and error
+  part_mean: types.Array  # [3, K] of those with parts
   part_unit: types.Array  # [3, K] weight / part_deviation
+  # [K, M, K+L] of 'neighbour', as many as the largest class has, and which of
+  # them there are, [K, M]; of others [0, 0, 0] and [0, 0]
+  exemplars: types.Array
+  is_exemplar: types.Array
 
 
 def score(
@@ -93,7 +98,8 @@ def score(
 
   Takes no memory for them but the result's and that of a few blocks of rows,
   16 MiB an array at most; for a model that of its means [K, D] in float32, once
-  (of 'evidence', without their logits).
+  (of 'evidence', without their logits), and of the exemplars of 'neighbour', of
+  each class as many as the largest has.
 
   Args:
     features: of any net.
@@ -139,10 +145,10 @@ def score(
     method=method,
     alpha=min(alpha, num_classes),
     k=num_classes,
-    width=_width_of_evidence(model),
+    width=_width_of_parts(model),
   )
   probability, unknown_score = by_blocks(
-    program, vector, len(features.label), fitted, num_classes
+    program, vector, len(features.label), fitted, _columns(fitted, num_classes)
   )
   if not np.isfinite(unknown_score).all():
     row = int(np.flatnonzero(~np.isfinite(unknown_score))[0])
@@ -193,7 +199,7 @@ def traced(
   parts = [logits]
   if reads != 'logits':
     parts.append(latent)
-  if reads == 'evidence' and error is not None:
+  if reads in weibull.PART_WEIGHTS and error is not None:
     parts.append(jnp.log(jnp.maximum(error, weibull.SMALLEST_ERROR))[:, None])
   return _program(
     jnp.concatenate(parts, axis=1),
@@ -201,8 +207,44 @@ def traced(
     method=method,
     alpha=min(alpha, num_classes),
     k=num_classes,
-    width=_width_of_evidence(model),
+    width=_width_of_parts(model),
   )
+
+
+def rejects(
+  features: types.Features, models: Sequence[types.WeibullModel]
+) -> np.ndarray:
+  """Whether argmax of CROSR's probabilities is unknown, [N, T].
+
+  For T models that differ in nothing but their tails, as weibull.fit_shares
+  gives them: the distances are computed once.
+
+  Args:
+    features: N samples.
+    models: T.
+
+  Raises:
+    ValueError: as `score`.
+  """
+  weibull.check_rows(features)
+  first = _suitable(models[0], 'crosr')
+  fitted = _float32(first, on_device=True)
+  tails = [
+    np.stack([getattr(model, name) for model in models]).astype(np.float32)
+    for name in ('shape', 'loc', 'scale')
+  ]
+  one = np.stack([model.loc + model.scale for model in models])
+  program = functools.partial(_rejects_program, width=_width_of_parts(first))
+  (found,) = by_blocks(
+    program,
+    lambda start, stop: vector_of(
+      features.rows(slice(start, stop)), first.vector, first, start
+    ),
+    len(features.label),
+    (fitted, (*tails, one.astype(np.float32))),
+    _columns(fitted, len(first.mav) * len(models)),
+  )
+  return found
 
 
 def check_fields(*, alpha: int = 10, decision: str = 'argmax') -> None:
@@ -217,17 +259,16 @@ def distances(
 ) -> np.ndarray:
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
   weibull.check_error(features)
-  program = functools.partial(
-    _distance_program, width=_width_of_evidence(model)
-  )
+  fitted = _float32(model, on_device=True)
+  program = functools.partial(_distance_program, width=_width_of_parts(model))
   (result,) = by_blocks(
     program,
     lambda start, stop: vector_of(
       features.rows(slice(start, stop)), model.vector, model, start
     ),
     len(features.label),
-    _float32(model, on_device=True),
-    len(model.mav),
+    fitted,
+    _columns(fitted, len(model.mav)),
   )
   return result
 
@@ -303,14 +344,40 @@ def _distance_program(
   return (_distances(a, fitted, width).T,)
 
 
+@functools.partial(jax.jit, static_argnames=('width',))
+def _rejects_program(
+  a: Array,
+  fitted: tuple[_Fitted, tuple[Array, ...]],
+  *,
+  width: int | None,
+) -> tuple[Array]:
+  """[B, D] and the tails of T models, shape, loc, scale and one -> [B, T]."""
+  first, tails = fitted
+  d = _distances(a, first, width)
+  logits = a[:, : len(first.own)].T
+
+  def rejected(shape: Array, loc: Array, scale: Array, one: Array) -> Array:
+    model = first._replace(shape=shape, loc=loc, scale=scale, one=one)
+    probability, _ = _crosr(logits, d, model)
+    return jnp.argmax(probability, axis=1) == len(logits)
+
+  return (jax.vmap(rejected)(*tails).T,)
+
+
 def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
-  """[B, D] -> [K, B]; width: of the latent in 'evidence', None = a norm."""
+  """[B, D] -> [K, B]; width: of the latent if there are parts, else None."""
   x = (a - fitted.center[None, :]) * fitted.unit[None, :]
   if width is None:
     return norms(x, fitted.mav, fitted.square[0])
-  # As in weibull.py: own logit, code and, where there is one, error.
-  logits, rest = jnp.split(x, [len(fitted.own)], axis=1)
-  parts = [(0, fitted.own[:, None] - logits.T)]
+  # As in weibull.py: own logit or nearest sample, code and, where there is one,
+  # error.
+  k = len(fitted.own)
+  logits, rest = jnp.split(x, [k], axis=1)
+  if len(fitted.exemplars):
+    nearest = _nearest(a[:, : k + width], fitted)
+    parts = [(0, jnp.sqrt(nearest))]
+  else:
+    parts = [(0, fitted.own[:, None] - logits.T)]
   for i, columns in ((1, slice(width)), (2, slice(width, None))):
     mav = fitted.mav[:, columns]
     # A part that the features lack tells nothing.
@@ -322,6 +389,40 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
     above = jnp.maximum((part - mean[:, None]) * unit[:, None], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
+
+
+def _nearest(joint: Array, fitted: _Fitted) -> Array:
+  """Distance to the nearest exemplar of each class, [B, K+L] -> [K, B].
+
+  As directions. A sample that is an exemplar is passed over.
+  """
+  k, size, width = fitted.exemplars.shape
+  length = jnp.linalg.norm(joint, axis=1, keepdims=True)
+  unit = joint / jnp.maximum(length, weibull.SHORTEST)
+  flat = fitted.exemplars.reshape(k * size, width)
+  cosine = jnp.matmul(flat, unit.T, precision=jax.lax.Precision.HIGHEST)
+  cosine = jnp.where(
+    fitted.is_exemplar[:, :, None], cosine.reshape(k, size, -1), -jnp.inf
+  )
+
+  def distance(cosine: Array) -> tuple[Array, Array]:
+    # What float32 makes of the cosine of two that are near is good enough to
+    # find them, and not for how near they are.
+    nearest = jnp.argmax(cosine, axis=1)
+    position = nearest + size * jnp.arange(k)[:, None]
+    found = flat.at[position].get(mode='promise_in_bounds')
+    away = jnp.sqrt(jnp.sum(jnp.square(unit[None] - found), axis=2))
+    return nearest, away
+
+  nearest, away = distance(cosine)
+  is_itself = away < weibull.ITSELF
+
+  def without_itself() -> Array:
+    is_nearest = jnp.arange(size)[None, :, None] == nearest[:, None, :]
+    _, second = distance(jnp.where(is_nearest, -jnp.inf, cosine))
+    return jnp.where(is_itself, second, away)
+
+  return jax.lax.cond(is_itself.any(), without_itself, lambda: away)
 
 
 def norms(x: Array, mav: Array, mav_square: Array) -> Array:
@@ -477,7 +578,7 @@ def by_blocks(
   vector: Callable[[int, int], np.ndarray],
   count: int,
   fitted: Any,
-  num_classes: int,
+  columns: int,
 ) -> tuple[np.ndarray, ...]:
   """Runs a program over N rows in blocks of one size, the last one padded.
 
@@ -487,11 +588,11 @@ def by_blocks(
       float32; what it raises for the first of the rows is raised.
     count: N.
     fitted: arrays, put on the device once.
-    num_classes: of which the program makes a column each.
+    columns: that the program makes of a row, where they are more than D.
   """
   # Named, since threads do not see what a caller set for itself.
   (device,) = jax.device_put(np.zeros(())).devices()
-  rows = _rows(max(num_classes, vector(0, 1).shape[1]), device.platform)
+  rows = _rows(max(columns, vector(0, 1).shape[1]), device.platform)
   fitted = jax.device_put(fitted, device)
 
   def run(start: int) -> list[np.ndarray]:
@@ -555,8 +656,8 @@ def _float32(model: types.WeibullModel, *, on_device: bool) -> _Fitted:
   k, width = model.mav.shape
   own = (np.diagonal(model.mav) - center[:k]) * unit[:k]
   first, edges = 0, []
-  if model.vector == 'evidence':
-    # It asks for distances of code and error alone.
+  if model.vector in weibull.PART_WEIGHTS:
+    # They ask for distances of code and error alone.
     first, edges = k, [model.latent_width]
   shape = k, width - first
   on_device = on_device and math.prod(shape) > _MOST_CELLS
@@ -581,7 +682,8 @@ def _float32(model: types.WeibullModel, *, on_device: bool) -> _Fitted:
     *(own, model.shape, model.loc, model.scale, model.loc + model.scale),
     *(square, model.part_mean.T, (weights / model.part_deviation).T),
   )
-  return _Fitted(center, unit, mav, *(x.astype(np.float32) for x in arrays))
+  converted = [x.astype(np.float32) for x in arrays]
+  return _Fitted(*(center, unit, mav, *converted, *_padded(model)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -590,8 +692,22 @@ def _with_rows(whole: Array, rows: Array, start: Array) -> Array:
   return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, axis=0)
 
 
-def _width_of_evidence(model: types.WeibullModel | None) -> int | None:
-  if model is None or model.vector != 'evidence':
+def _padded(model: types.WeibullModel) -> tuple[np.ndarray, np.ndarray]:
+  """Exemplars by class, [K, M, K+L], and which there are, [K, M]."""
+  count = model.exemplar_count
+  is_there = np.arange(max(count, default=0)) < count[:, None]
+  padded = np.zeros((*is_there.shape, model.exemplars.shape[1]), np.float32)
+  padded[is_there] = model.exemplars
+  return padded, is_there
+
+
+def _columns(fitted: _Fitted | None, num_classes: int) -> int:
+  """What a program makes of a row at most, beside its vector."""
+  return max(num_classes, fitted.is_exemplar.size if fitted else 0)
+
+
+def _width_of_parts(model: types.WeibullModel | None) -> int | None:
+  if model is None or model.vector not in weibull.PART_WEIGHTS:
     return None
   return model.latent_width
 
@@ -623,7 +739,7 @@ def vector_of(
   k = np.shape(features.logits)[1]
   if k < 2:
     raise types.UsageError(f'logits need at least 2 classes, got {k}')
-  if vector == 'evidence' and model is not None:
+  if vector in weibull.PART_WEIGHTS and model is not None:
     width = np.shape(features.latent)[1]
     if not len(a) and (k, width) == (len(model.mav), model.latent_width):
       # Of no sample one cannot tell whether it has an error.

@@ -25,7 +25,7 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     unknown_label: what `predict` gives for unknown; no class may be called so,
       and it is a word where classes are words.
     vector: 'joint' (decision values and features), 'logits' (decision values
-      alone) or 'evidence', see weibull.fit.
+      alone), 'evidence' or 'neighbour', see weibull.fit.
     scaling: 'none', 'std' or 'within_class', see weibull.fit.
     tail: largest distances per class that are fitted, as '20', or a share as
       '5%' (at least 20).

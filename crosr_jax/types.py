@@ -87,12 +87,13 @@ class WeibullModel(NamedTuple):
   """A class mean and a Weibull on the largest distances to it, per class.
 
   distance = norm((a - mav) / feature_scale), a = activation vector, but for
-  'evidence', see weibull.py;
+  'evidence' and 'neighbour', see weibull.py;
   cdf(d) = 1 - exp(-((d - loc) / scale)**shape), and 0 below loc.
   """
 
-  # What `a` is: 'logits', 'joint' (logits and latent) or 'evidence' (logits,
-  # latent and the logarithm of the reconstruction error, where there is one).
+  # What `a` is: 'logits', 'joint' (logits and latent), or 'evidence' and
+  # 'neighbour' (logits, latent and the logarithm of the reconstruction error,
+  # where there is one).
   vector: str
   feature_scale: np.ndarray  # [D] float64
   mav: np.ndarray  # [K, D] float64, mean activation vectors
@@ -101,13 +102,18 @@ class WeibullModel(NamedTuple):
   scale: np.ndarray  # [K] float64
   tail_count: np.ndarray  # [K] int64, distances each tail was fitted on
   dead: np.ndarray  # [D] bool, coordinates (nearly) constant in training
-  # Of 'evidence' alone, [K, 3] float64: mean of what training samples of each
-  # class have as shortfall of their logit, distance of their code and of their
-  # error; and deviation, infinity where a part tells nothing.
+  # Of 'evidence' and 'neighbour' alone, [K, 3] float64: mean of what training
+  # samples of each class answer to the three questions of weibull.py; and
+  # deviation, infinity where a part tells nothing.
   part_mean: np.ndarray = np.zeros((0, 3))
   part_deviation: np.ndarray = np.zeros((0, 3))
-  latent_width: int = 0  # L, of 'evidence' alone
-  part_weight: np.ndarray = np.zeros(0)  # [3], of 'evidence' alone
+  latent_width: int = 0  # L, of the same
+  part_weight: np.ndarray = np.zeros(0)  # [3], of the same
+  # Of 'neighbour' alone: directions of [y, z] of the correctly classified
+  # training samples, by class, [M, K+L] float32; and how many each class has,
+  # [K] int64.
+  exemplars: np.ndarray = np.zeros((0, 0), np.float32)
+  exemplar_count: np.ndarray = np.zeros(0, np.int64)
 
 
 class TailChoice(NamedTuple):

@@ -15,6 +15,12 @@ of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
   how much farther the code is from the class mean than codes usually are,
   how much farther the log reconstruction error is from the class's usual one,
   on either side, than errors usually are.
+
+'neighbour' asks something else in place of the first, weighted as
+NEIGHBOUR_WEIGHTS: how much farther is the nearest training sample of the class
+than it is from another one of the class? Both as directions of logits and codes
+(Sun et al. 2022 rank by such distances alone), on a square-root scale. All of
+those directions are kept, the exemplars; a sample is never its own neighbour.
 """
 
 import collections
@@ -31,7 +37,7 @@ import numpy as np
 
 from crosr_jax import types
 
-VECTORS = ('logits', 'joint', 'evidence')
+VECTORS = ('logits', 'joint', 'evidence', 'neighbour')
 SCALINGS = ('none', 'std', 'within_class')
 # A tail taken as a share of its class holds at least this many distances.
 SMALLEST_SHARED_TAIL = 20
@@ -39,8 +45,16 @@ SMALLEST_SHARED_TAIL = 20
 DEAD_SHARE = 1e-3
 # Of logit, code and error; chosen on known samples, docs/experiments.md.
 EVIDENCE_WEIGHTS = (2.5, 0.5, 1.0)
+# Of nearest sample, code and error; chosen likewise.
+NEIGHBOUR_WEIGHTS = (2.0, 0.5, 1.0)
+# Of those that ask questions; no other vector has parts.
+PART_WEIGHTS = {'evidence': EVIDENCE_WEIGHTS, 'neighbour': NEIGHBOUR_WEIGHTS}
 # A class's own deviation counts as this many samples of the pooled one more.
 _POOLED_SAMPLES = 20
+# Vectors of less length have no direction.
+SHORTEST = 1e-30
+# A direction that is nearer is the same one: float32 tells no less.
+ITSELF = 1e-5
 # Errors below it are taken as equal to it before the logarithm.
 SMALLEST_ERROR = 1e-12
 
@@ -83,9 +97,10 @@ def fit(
 
   Args:
     features: of known training samples, N rows; net in evaluation mode.
-    vector: 'logits', 'joint' for logits and latent side by side, or 'evidence'
-      for own logit, code and reconstruction error, as above; parts that the
-      features lack are left out.
+    vector: 'logits', 'joint' for logits and latent side by side, 'evidence'
+      for own logit, code and reconstruction error, as above, or 'neighbour' for
+      nearest sample, code and reconstruction error; parts that the features
+      lack are left out.
     scaling: what a coordinate is divided by: 'none', 'std' (its deviation
       over all correct samples) or 'within_class' (pooled, around the class
       means). Dead coordinates, those below 1e-3 of the median deviation in
@@ -130,12 +145,12 @@ def fit_stream(
   """`fit` for features that come in blocks.
 
   Memory is that of the class means, [K, D] in float64, once, and of the tails,
-  whatever N is.
+  whatever N is; of 'neighbour' that of N directions in float32 too, twice.
 
   Args:
     blocks: called for each pass (class sums, then tails; scaling and
-      'evidence' add one each between), returns the same blocks of Features
-      every time.
+      'evidence' add one each between, 'neighbour' one more), returns the same
+      blocks of Features every time.
     vector: see `fit`.
     scaling: see `fit`.
     tail_size: see `fit`.
@@ -144,7 +159,8 @@ def fit_stream(
     class_names: see `fit`.
     everyone: where several processes fit together, each of blocks of its own,
       how they exchange arrays, as sharding.everyones does; all have to call
-      this. What they exchange is small: class sums and tails.
+      this. What they exchange is small: class sums and tails; of 'neighbour'
+      all directions.
 
   Returns:
     The fitted model: equal to `fit` on all blocks in one, of all processes.
@@ -253,7 +269,11 @@ def _fit(
     blocks, vector, scaling, count, mav, width, everyone
   )
   space = _Space(vector, mav, scale, width)
-  if vector == 'evidence':
+  if vector == 'neighbour':
+    space = space.with_exemplars(
+      _correct(blocks, vector, space.directions), everyone
+    )
+  if vector in PART_WEIGHTS:
     space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
   if tail_blocks is not None:
     blocks = tail_blocks
@@ -284,10 +304,10 @@ def _fit(
         dead=dead,
         part_mean=space.part_mean,
         part_deviation=space.part_deviation,
-        latent_width=width if vector == 'evidence' else 0,
-        part_weight=np.asarray(
-          EVIDENCE_WEIGHTS if vector == 'evidence' else (), np.float64
-        ),
+        latent_width=width if vector in PART_WEIGHTS else 0,
+        part_weight=np.asarray(PART_WEIGHTS.get(vector, ()), np.float64),
+        exemplars=space.exemplars,
+        exemplar_count=space.exemplar_count,
       )
     )
   return models
@@ -487,7 +507,7 @@ def _parts(features: types.Features, vector: str) -> list[np.ndarray]:
   parts = [np.asarray(features.logits)]
   if vector != 'logits':
     parts.append(np.asarray(features.latent))
-  if vector == 'evidence' and len(features.reconstruction_error):
+  if vector in PART_WEIGHTS and len(features.reconstruction_error):
     error = np.asarray(features.reconstruction_error, np.float64)
     log_error = np.log(np.maximum(error, SMALLEST_ERROR))
     parts.append(log_error[:, None])
@@ -535,8 +555,35 @@ class _Space(NamedTuple):
   mav: np.ndarray  # [K, D]
   scale: np.ndarray  # [D]
   width: int  # L, of the latent
-  part_mean: np.ndarray = np.zeros((0, 3))  # [K, 3] of 'evidence'
+  part_mean: np.ndarray = np.zeros((0, 3))  # [K, 3] of those with parts
   part_deviation: np.ndarray = np.zeros((0, 3))
+  exemplars: np.ndarray = np.zeros((0, 0), np.float32)  # of 'neighbour'
+  exemplar_count: np.ndarray = np.zeros(0, np.int64)
+
+  def directions(
+    self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
+  ) -> np.ndarray:
+    """Of logits and codes, [N, K+L] float32; works in `spare`."""
+    del label  # The same for every class.
+    joint = a[:, : len(self.mav) + self.width]
+    length = np.sqrt(np.vecdot(joint, joint))[:, None]
+    unit = np.divide(
+      joint, np.maximum(length, SHORTEST), out=spare[:, : joint.shape[1]]
+    )
+    return unit.astype(np.float32)
+
+  def with_exemplars(self, correct: _Correct, everyone: Everyone) -> '_Space':
+    """The same with the directions of training samples."""
+    # Of a process without a sample.
+    nothing = np.zeros((0, len(self.mav) + self.width), np.float32)
+    first = nothing, np.zeros(0, np.int64)
+    rows, label = (
+      np.concatenate(everyone(np.concatenate(x)))
+      for x in zip(first, *correct, strict=True)
+    )
+    order = np.argsort(label, kind='stable')
+    count = np.bincount(label, minlength=len(self.mav))
+    return self._replace(exemplars=rows[order], exemplar_count=count)
 
   def with_usual(self, correct: _Correct, everyone: Everyone) -> '_Space':
     """The same with mean and deviation of the `parts` of training samples."""
@@ -563,11 +610,11 @@ class _Space(NamedTuple):
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
   ) -> np.ndarray:
     """[N, D] and classes [N] -> [N]; works in both arrays."""
-    if self.vector != 'evidence':
+    if self.vector not in PART_WEIGHTS:
       self._centre(a, label, spare)
       return np.sqrt(np.vecdot(a, a))
     above = np.maximum(self.above(a, label, spare), 0.0)
-    return np.linalg.norm(above * EVIDENCE_WEIGHTS, axis=1)
+    return np.linalg.norm(above * PART_WEIGHTS[self.vector], axis=1)
 
   def above(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
@@ -579,15 +626,36 @@ class _Space(NamedTuple):
   def parts(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
   ) -> np.ndarray:
-    """Shortfall of the logit, distance of code and of error, [N, 3].
+    """Answers to the three questions of weibull.py, [N, 3].
 
     The last two are 0 where there is no such part. Works in both arrays.
     """
+    nearest = None
+    if self.vector == 'neighbour':
+      nearest = self._nearest(self.directions(a, label, spare), label)
     self._centre(a, label, spare)
     first = len(self.mav)
     code, error = np.split(a[:, first:], [self.width], axis=1)
     norms = [np.sqrt(np.vecdot(part, part)) for part in (code, error)]
-    return np.column_stack([-a[np.arange(len(a)), label], *norms])
+    if nearest is None:
+      nearest = -a[np.arange(len(a)), label]
+    return np.column_stack([nearest, *norms])
+
+  def _nearest(self, unit: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Root of the distance to the nearest other exemplar of the class, [N].
+
+    Of directions, [N, K+L].
+    """
+    end = np.cumsum(self.exemplar_count)
+    found = np.empty(len(unit))
+    for k in np.unique(label):
+      (rows,) = np.nonzero(label == k)
+      of_class = self.exemplars[end[k] - self.exemplar_count[k] : end[k]]
+      size = max(_CELLS * 8 // len(of_class), 1)
+      for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        found[part] = _nearest(unit[part], of_class)
+    return np.sqrt(found)
 
   def _centre(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
@@ -595,6 +663,27 @@ class _Space(NamedTuple):
     _less_own_mean(a, self.mav, label, spare)
     if np.any(self.scale != 1.0):
       a /= self.scale
+
+
+def _nearest(unit: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
+  """Distance of [N, D] to the nearest of [M, D], unit vectors; [N] float64.
+
+  A sample that is one of the M is passed over.
+  """
+  cosine = unit @ exemplars.T
+  rows = np.arange(len(unit))
+
+  def distance() -> np.ndarray:
+    # What float32 makes of the cosine of two that are near is good enough to
+    # find them, and not for how near they are.
+    nearest = np.argmax(cosine, axis=1)
+    cosine[rows, nearest] = -np.inf
+    away = unit.astype(np.float64) - exemplars[nearest]
+    return np.sqrt(np.vecdot(away, away))
+
+  first = distance()
+  is_itself = first < ITSELF
+  return np.where(is_itself, distance(), first) if is_itself.any() else first
 
 
 class _Tails:

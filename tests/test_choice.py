@@ -17,7 +17,7 @@ def _features(generator, n, spread=1.0, k=3, width=5):
   )
 
 
-@pytest.mark.parametrize('vector', ['joint', 'evidence'])
+@pytest.mark.parametrize('vector', ['joint', 'evidence', 'neighbour'])
 def test_rejects_what_was_asked_for(generator, vector):
   train, held_out = _features(generator, 12_000), _features(generator, 6_000)
   asked = (0.01, 0.03, 0.1)

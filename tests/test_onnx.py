@@ -20,6 +20,7 @@ pytest.importorskip('jax2onnx')
   [
     {},
     {'added': 'seven'},
+    {'weibull.vector': 'neighbour'},
     # So wide that distances are a matmul.
     {'model.latent_width': 1200},
     {'model.lateral': 'none', 'model.backbone': 'mnist_cnn'},

@@ -105,9 +105,12 @@ def test_ranks_without_any_test_sample(ranked):
   assert [len(names) for names in loaded] == [10, 4, 3]
   assert fold['select_accuracy'] > 0.8
   rows = result['mean']['auroc']
-  assert {'max_logit', 'published', 'evidence', 'evidence, common logit'} < set(
-    rows
-  )
+  assert {
+    'max_logit',
+    'published',
+    'neighbour',
+    'evidence, common logit',
+  } < set(rows)
   both = [row['both'] for row in rows.values()]
   assert both == sorted(both, reverse=True)
   for row in rows.values():
@@ -137,22 +140,6 @@ def test_candidates_by_hand(generator):
   model = weibull.fit(known, **ranking._EVIDENCE)
   score = ranking._distance_of(model, ranking._shortfall(known))
   np.testing.assert_allclose(score(known), shortfall, rtol=1e-6)
-
-  fitted, held_out = known.rows(slice(60)), known.rows(slice(60, None))
-  unit = logits / np.linalg.norm(logits, axis=1, keepdims=True)
-  away = unit[60:, None].astype(float) - unit[None, :60]
-  usual = np.log(np.linalg.norm(away, axis=2).min(axis=1))
-  above = (usual - usual.mean()) / usual.std()
-  rarity = 2.0 * np.log1p(np.exp(above))
-  term = ranking._rarity(ranking._nearest(fitted), held_out)
-  np.testing.assert_allclose(term(held_out), rarity, rtol=1e-3)
-  both = ranking._distance_of(model, ranking._shortfall(known), term)
-  np.testing.assert_allclose(
-    both(held_out), np.hypot(shortfall[60:], rarity), rtol=1e-3
-  )
-  # What it has seen is near, however far that is from everything.
-  assert np.isfinite(term(fitted)).all()
-  assert term(fitted).max() < term(held_out).min()
 
 
 def _changes(workdir):

@@ -20,6 +20,7 @@ def _saved(generator, **info):
   )
   models = {
     'crosr': weibull.fit(features, vector='evidence', tail_size=20),
+    'crosr, neighbour': weibull.fit(features, vector='neighbour', tail_size=20),
     'openmax': weibull.fit(features, vector='logits', tail_size=20),
   }
   variables = {
@@ -84,6 +85,30 @@ def test_what_is_not_whole(tmp_path, generator):
     saved.load(tmp_path)
 
 
+@pytest.mark.parametrize('change', ['older', 'newer'])
+def test_a_file_of_another_version(tmp_path, generator, change):
+  _, whole = _saved(generator)
+  saved.save(tmp_path, whole)
+  with np.load(tmp_path / 'fitted.npz') as arrays:
+    fields = dict(arrays)
+  if change == 'older':
+    del fields['crosr/mav']
+  else:
+    fields['crosr/from_later'] = np.zeros(2)
+  np.savez(tmp_path / 'fitted.npz', **fields)
+  _sign(tmp_path)
+  with pytest.raises(types.UserError, match='written by another version'):
+    saved.load(tmp_path)
+
+
+def _sign(workdir):
+  """As if `save` had written what is there."""
+  data = (workdir / 'fitted.npz').read_bytes()
+  info = json.loads((workdir / 'model.json').read_text())
+  info['fitted_sha256'] = hashlib.sha256(data).hexdigest()
+  (workdir / 'model.json').write_text(json.dumps(info))
+
+
 def test_files_of_two_runs_are_not_mixed(tmp_path, generator):
   for name in ('a', 'b'):
     saved.save(tmp_path / name, _saved(generator)[1])
@@ -96,10 +121,7 @@ def test_it_runs_no_code(tmp_path, generator):
   # A pickled array in a file is refused, not loaded.
   saved.save(tmp_path, _saved(generator)[1])
   np.savez(tmp_path / 'fitted.npz', **{'a/mav': np.array([print], object)})
-  data = (tmp_path / 'fitted.npz').read_bytes()
-  info = json.loads((tmp_path / 'model.json').read_text())
-  info['fitted_sha256'] = hashlib.sha256(data).hexdigest()
-  (tmp_path / 'model.json').write_text(json.dumps(info))
+  _sign(tmp_path)
   with pytest.raises(ValueError, match='allow_pickle=False'):
     saved.load(tmp_path)
 

@@ -1,0 +1,258 @@
+"""The vector 'neighbour', in fit and score, against plain NumPy and by hand."""
+
+import threading
+
+import numpy as np
+import pytest
+from sklearn import neighbors
+
+from crosr_jax import choice, extension, scorer, types, weibull
+
+_FIELDS = {'vector': 'neighbour', 'scaling': 'within_class'}
+
+
+def _features(generator, n=400, k=4, width=6, error=True):
+  label = (np.arange(n) % k).astype(np.int32)
+  return types.Features(
+    (generator.normal(size=(n, k)) + 6 * np.eye(k)[label]).astype('f4'),
+    (generator.gamma(2, 1, (n, width)) * (1 + label[:, None] % 3)).astype('f4'),
+    label,
+    generator.lognormal(label % 3, 1, n).astype('f4')
+    if error
+    else np.zeros(0, np.float32),
+  )
+
+
+def _nearest(train, found):
+  """To training samples of each class, [N, K], and to others of one's own, [M].
+
+  Of directions, by scikit-learn, in float64.
+  """
+  k = train.logits.shape[1]
+  known = train.rows(train.logits.argmax(axis=1) == train.label)
+
+  def unit(f):
+    a = np.concatenate([f.logits, f.latent], axis=1).astype(float)
+    return a / np.linalg.norm(a, axis=1, keepdims=True)
+
+  each, own = [], np.zeros(len(known.label))
+  for i in range(k):
+    of_class = known.label == i
+    index = neighbors.NearestNeighbors(algorithm='brute').fit(
+      unit(known)[of_class]
+    )
+    each.append(index.kneighbors(unit(found), 1)[0][:, 0])
+    # Without samples named, scikit-learn passes each over itself.
+    own[of_class] = index.kneighbors(n_neighbors=1)[0][:, 0]
+  return np.stack(each, axis=1), own, known.label
+
+
+def _nearest_part(train, found):
+  """The weighted answer to the question after the nearest sample, [N, K]."""
+  each, own, label = _nearest(train, found)
+  each, own = np.sqrt(each), np.sqrt(own)
+  k = each.shape[1]
+  mean = np.array([own[label == i].mean() for i in range(k)])
+  spread = np.array(
+    [np.square(own[label == i] - mean[i]).sum() for i in range(k)]
+  )
+  count = np.bincount(label)
+  variance = (spread + 20 * spread.sum() / count.sum()) / (count + 20)
+  return np.maximum(2.0 * (each - mean) / np.sqrt(variance), 0)
+
+
+@pytest.mark.parametrize('error', [True, False])
+@pytest.mark.parametrize(('k', 'width'), [(4, 6), (2, 1), (3, 0), (30, 40)])
+def test_distances_equal_plain_numpy(generator, k, width, error):
+  train, found = (
+    _features(generator, n, k, width, error) for n in (30 * k, 50)
+  )
+  model = weibull.fit(train, tail_size=20, **_FIELDS)
+  # Code and error as in 'evidence', whose logit is in its way.
+  evidence = weibull.fit(
+    train, tail_size=20, **(_FIELDS | {'vector': 'evidence'})
+  )
+  far = evidence._replace(part_deviation=evidence.part_deviation.copy())
+  far.part_deviation[:, 0] = np.inf
+  expected = np.hypot(scorer.distances(found, far), _nearest_part(train, found))
+  np.testing.assert_allclose(
+    scorer.distances(found, model), expected, rtol=2e-4, atol=2e-4
+  )
+
+
+def test_tails_are_of_distances_to_other_samples(generator):
+  train = _features(generator)
+  model = weibull.fit(train, tail_share=0.2, **_FIELDS)
+  right = train.logits.argmax(axis=1) == train.label
+  # A training sample is not its own neighbour, in the scorer either.
+  own = scorer.distances(train, model)[np.arange(len(right)), train.label]
+  _, away, label = _nearest(train, train)
+  for i in range(4):
+    assert model.part_mean[i, 0] == pytest.approx(
+      np.sqrt(away[label == i]).mean(), rel=1e-6
+    )
+  expected = weibull.fit_tails(
+    [own[right & (train.label == i)] for i in range(4)], tail_share=0.2
+  )
+  for a, b in zip((model.shape, model.loc, model.scale), expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+  np.testing.assert_array_equal(
+    model.exemplar_count, np.bincount(train.label[right])
+  )
+  assert model.exemplars.shape == (right.sum(), 10)
+  np.testing.assert_allclose(
+    np.linalg.norm(model.exemplars, axis=1), 1.0, rtol=1e-6
+  )
+
+
+def test_the_length_of_a_vector_tells_nothing_to_the_nearest(generator):
+  train = _features(generator, error=False)
+  model = weibull.fit(train, tail_size=20, **_FIELDS)
+  # Codes apart, which do have a length.
+  alone = model._replace(part_deviation=model.part_deviation.copy())
+  alone.part_deviation[:, 1:] = np.inf
+  found = _features(generator, 50, error=False)
+  longer = found._replace(logits=3 * found.logits, latent=3 * found.latent)
+  np.testing.assert_allclose(
+    *(scorer.distances(f, alone) for f in (found, longer)), rtol=1e-4, atol=1e-4
+  )
+
+
+def test_duplicates_are_each_others_neighbours(generator):
+  once = _features(generator)
+  some = once.rows(np.r_[0:400, 0:40])
+  model = weibull.fit(some, tail_size=20, **_FIELDS)
+  own = scorer.distances(some, model)
+  assert np.isfinite(own).all()
+  _, away, label = _nearest(some, some)
+  # float64 leaves 1e-8 between equal ones.
+  away = np.where(away < 1e-6, 0, away)
+  assert (away == 0).sum() >= 70
+  for i in range(4):
+    assert model.part_mean[i, 0] == pytest.approx(
+      np.sqrt(away[label == i]).mean(), rel=1e-6
+    )
+  # Where every sample is there twice, nearest ones tell nothing.
+  twice = weibull.fit(
+    once.rows(np.tile(np.arange(400), 2)), tail_size=20, **_FIELDS
+  )
+  assert np.isinf(twice.part_deviation[:, 0]).all()
+  assert np.isfinite(scorer.score(once, twice).unknown_score).all()
+
+
+def test_a_sample_without_a_direction(generator):
+  train = _features(generator)
+  model = weibull.fit(train, tail_size=20, **_FIELDS)
+  still = train.rows([0])._replace(
+    logits=np.zeros((1, 4)), latent=np.zeros((1, 6))
+  )
+  # At 1 from every unit vector.
+  part = 2.0 * (1 - model.part_mean[:, 0]) / model.part_deviation[:, 0]
+  assert (scorer.distances(still, model)[0] > 0.999 * part).all()
+  assert scorer.score(still, model).prediction == [types.UNKNOWN]
+
+
+@pytest.mark.parametrize('block', [1, 37, 1000])
+def test_stream_equals_memory(generator, block):
+  features = _features(generator)
+  blocks = [features.rows(slice(i, i + block)) for i in range(0, 400, block)]
+  whole = weibull.fit(features, tail_share=0.2, **_FIELDS)
+  stream = weibull.fit_stream(lambda: blocks, tail_share=0.2, **_FIELDS)
+  for a, b in zip(whole[1:], stream[1:], strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_processes_fit_together(generator):
+  features = _features(generator)
+  none = features.rows(slice(0))
+  parts = [
+    [features.rows(slice(150))],
+    [none],
+    [features.rows(slice(150, 400))],
+  ]
+  barrier, given = threading.Barrier(3), [None] * 3
+
+  def fit(i, out):
+    def everyone(rows):
+      given[i] = np.array(rows)
+      barrier.wait(60)
+      found = list(given)
+      barrier.wait(60)
+      return found
+
+    out[i] = weibull.fit_stream(
+      lambda: parts[i], tail_share=0.2, everyone=everyone, **_FIELDS
+    )
+
+  out = [None] * 3
+  threads = [threading.Thread(target=fit, args=(i, out)) for i in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  whole = weibull.fit(features, tail_share=0.2, **_FIELDS)
+  for model in out:
+    for a, b in zip(model[1:], whole[1:], strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_a_score_is_its_own(generator):
+  # Uneven classes, so that some have no exemplar where others do.
+  train = _features(generator).rows(np.r_[0:300, 300:400:4])
+  model = weibull.fit(train, tail_share=0.2, **_FIELDS)
+  assert len(set(model.exemplar_count)) > 1
+  found = _features(generator, 300)
+  whole = scorer.score(found, model)
+  for rows in ([7], [3, 299], range(100, 200)):
+    for a, b in zip(scorer.score(found.rows(rows), model), whole, strict=True):
+      np.testing.assert_array_equal(a, b[rows])
+  # One that passes itself over changes nothing for what is beside it.
+  mixed = types.Features(
+    *(np.concatenate(x) for x in zip(found, train.rows([5]), strict=True))
+  )
+  for a, b in zip(scorer.score(mixed, model), whole, strict=True):
+    np.testing.assert_array_equal(a[:-1], b)
+
+
+def test_tails_of_other_samples(generator):
+  train, held_out = _features(generator), _features(generator)
+  plain = weibull.fit(train, tail_share=0.2, **_FIELDS)
+  model = weibull.fit(train, tail_share=0.2, tail_features=held_out, **_FIELDS)
+  np.testing.assert_array_equal(model.exemplars, plain.exemplars)
+  right = held_out.logits.argmax(axis=1) == held_out.label
+  own = scorer.distances(held_out, plain)[np.arange(400), held_out.label]
+  expected = weibull.fit_tails(
+    [own[right & (held_out.label == i)] for i in range(4)], tail_share=0.2
+  )
+  np.testing.assert_allclose(model.loc, expected[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize('vector', ['joint', 'evidence', 'neighbour'])
+def test_rejects_is_argmax_of_score(generator, vector):
+  train, held_out = _features(generator), _features(generator)
+  models = weibull.fit_shares(
+    train, choice.SHARES, **(_FIELDS | {'vector': vector})
+  )
+  found = scorer.rejects(held_out, models)
+  assert found.shape == (400, len(choice.SHARES)) and found.any()
+  for i, model in enumerate(models):
+    np.testing.assert_array_equal(
+      found[:, i], scorer.score(held_out, model).prediction == types.UNKNOWN
+    )
+
+
+def test_a_class_is_added(generator):
+  train = _features(generator)
+  fields = _FIELDS | {'tail_size': 20}
+  neighbour, evidence = (
+    weibull.fit(train, **(fields | {'vector': v}))
+    for v in ('neighbour', 'evidence')
+  )
+  new = _features(generator, 40).rows(slice(0, 40, 4))
+  both = [
+    extension.add('new', new, model, reject_known=0.02)
+    for model in (neighbour, evidence)
+  ]
+  # It asks for class means alone.
+  for a, b in zip(*both, strict=True):
+    np.testing.assert_array_equal(a, b)
