@@ -347,6 +347,11 @@ def check_config(config: config_dict.ConfigDict) -> None:
       check(**config[name])
     except types.UsageError as error:
       raise types.UsageError(f'config.{name}: {error}') from None
+  if config.model.get('eval_mirror', False) and not config.train.flip:
+    logging.warning(
+      'model.eval_mirror=True: mirror images are asked about that the net is '
+      'not trained with; set train.flip=True, or expect lower accuracy'
+    )
 
 
 def _check_types(config: config_dict.ConfigDict) -> None:

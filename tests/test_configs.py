@@ -80,6 +80,14 @@ def test_a_value_of_another_type_is_one_line(name, value, message):
   assert message in str(caught.value)
 
 
+@pytest.mark.parametrize('flip', [True, False])
+def test_mirror_images_that_the_net_never_saw(flip, caplog):
+  config = common.get_config()
+  config.model.eval_mirror, config.train.flip = True, flip
+  pipeline.check_config(config)
+  assert ('set train.flip=True' in caplog.text) != flip
+
+
 def test_a_field_that_is_missing_is_one_line():
   config = common.get_config()
   del config.train.flip
