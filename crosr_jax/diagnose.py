@@ -60,7 +60,7 @@ def _table(found) -> str:
   """For people; `found` is a diagnosis.Diagnosis."""
   width = max(5, *(len(row.name) for row in found.rows))
   lines = [
-    f'{"":{width}}  distance to the class mean: median, 95 %         called '
+    f'{"":{width}}  distance to the class: median, 95 %              called '
     'unknown',
     f'{"class":{width}}  {"train":>15} {"held out":>15} {"one half":>9} '
     f'{"tail":>6} {"held out":>9} {"test":>7}',

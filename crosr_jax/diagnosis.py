@@ -31,7 +31,7 @@ class ClassRow(NamedTuple):
   name: str
   num_train: int  # correctly classified training samples
   tail_count: int
-  # Percentiles of the distance to the own class mean, of correct samples.
+  # Percentiles of the distance to the own class, of correct samples.
   train: tuple[float, ...]
   held_out: tuple[float, ...]  # nan where there is none
   tail_begin: float  # the least distance in the tail
@@ -110,7 +110,7 @@ def examine(
 def own_distance(
   found: types.Features, model: types.WeibullModel
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Distances of correct samples to their class mean, and the classes, [n]."""
+  """Distances of correct samples to their class, and the classes, [n]."""
   correct = judge.closed(found) == found.label
   label = found.label[correct]
   some = found.rows(correct)
@@ -206,7 +206,7 @@ def _findings(
   ratio = _ratio(found.rows)
   if ratio > _TIGHT:
     told.append(
-      f'Held-out samples are {ratio:.2f} times as far from their class means '
+      f'Held-out samples are {ratio:.2f} times as far from their classes '
       'as training samples: the tails are those of samples the net knows by '
       'heart. Train shorter, on more data or with augmentation; '
       "weibull.fit(tail_features=...) takes tails of others'."

@@ -49,7 +49,7 @@ def _distances(ax: axes.Axes, found: diagnosis.Diagnosis) -> None:
       markersize=4,
     )
   _classes(ax, found)
-  ax.set_title('distance to the class mean')
+  ax.set_title('distance to the class')
 
 
 def _rejected(ax: axes.Axes, found: diagnosis.Diagnosis) -> None:
