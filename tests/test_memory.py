@@ -14,9 +14,10 @@ import pytest
 from crosr_jax import scorer, types, weibull
 
 _STATUS = pathlib.Path('/proc/self/status')
-# What a program and its blocks take, about; more than a few cores compute on
-# more blocks at once.
-_FIXED = 450
+# What a program and its blocks take: mostly 330 to 380, but 470 were seen beside
+# other work. One more copy of the means would be 305 above that. More than a few
+# cores compute on more blocks at once.
+_FIXED = 550
 _THREADS = 2
 
 
