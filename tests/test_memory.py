@@ -14,10 +14,9 @@ import pytest
 from crosr_jax import scorer, types, weibull
 
 _STATUS = pathlib.Path('/proc/self/status')
-# What a program and its blocks take: 330 to 380 mostly, 470 were seen beside
-# other work. A copy of the means is 305 more. More than a few cores compute on
+# What a program and its blocks take, about; more than a few cores compute on
 # more blocks at once.
-_FIXED = 550
+_FIXED = 450
 _THREADS = 2
 
 
