@@ -37,7 +37,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
     'omniglot:mnist_style',
     'mnist_noise:sum',
   )
-  # Chosen on digits that were kept back: docs/experiments.md, section 11.
+  # Chosen on digits that were kept back: docs/experiments.md, 11 and 13.
   config.weibull.vector = 'neighbour'
   config.model.backbone = 'mnist_cnn'
   if variant == 'paper':

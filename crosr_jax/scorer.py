@@ -130,10 +130,7 @@ def score(
   else:
     model = None
   num_classes = np.shape(features.logits)[1]
-
-  def vector(start: int, stop: int) -> np.ndarray:
-    return vector_of(features.rows(slice(start, stop)), reads, model, start)
-
+  vector = _vectors(features, reads, model)
   width = vector(0, 1).shape[1]
   if method == 'augmented' and width != num_classes + 1:
     raise types.UsageError(
@@ -237,9 +234,7 @@ def rejects(
   program = functools.partial(_rejects_program, width=_width_of_parts(first))
   (found,) = by_blocks(
     program,
-    lambda start, stop: vector_of(
-      features.rows(slice(start, stop)), first.vector, first, start
-    ),
+    _vectors(features, first.vector, first),
     len(features.label),
     (fitted, (*tails, one.astype(np.float32))),
     _columns(fitted, len(first.mav) * len(models)),
@@ -263,9 +258,7 @@ def distances(
   program = functools.partial(_distance_program, width=_width_of_parts(model))
   (result,) = by_blocks(
     program,
-    lambda start, stop: vector_of(
-      features.rows(slice(start, stop)), model.vector, model, start
-    ),
+    _vectors(features, model.vector, model),
     len(features.label),
     fitted,
     _columns(fitted, len(model.mav)),
@@ -710,6 +703,17 @@ def _width_of_parts(model: types.WeibullModel | None) -> int | None:
   if model is None or model.vector not in weibull.PART_WEIGHTS:
     return None
   return model.latent_width
+
+
+def _vectors(
+  features: types.Features, vector: str, model: types.WeibullModel | None
+) -> Callable[[int, int], np.ndarray]:
+  """`vector_of` rows from start to stop, for by_blocks."""
+
+  def rows(start: int, stop: int) -> np.ndarray:
+    return vector_of(features.rows(slice(start, stop)), vector, model, start)
+
+  return rows
 
 
 def vector_of(

@@ -258,14 +258,14 @@ def test_a_model_with_error_needs_errors(generator):
     scorer.score(without, model)
 
 
-def test_tails_of_other_samples(generator):
+@pytest.mark.parametrize('vector', ['evidence', 'neighbour'])
+def test_tails_of_other_samples(generator, vector):
   train, held_out = _features(generator), _features(generator, spread=1.3)
-  fields = {
-    'vector': 'evidence', 'scaling': 'within_class', 'tail_share': 0.2,
-  }  # fmt: skip
+  fields = {'vector': vector, 'scaling': 'within_class', 'tail_share': 0.2}
   model = weibull.fit(train, tail_features=held_out, **fields)
   plain = weibull.fit(train, **fields)
   np.testing.assert_array_equal(model.mav, plain.mav)
+  np.testing.assert_array_equal(model.exemplars, plain.exemplars)
   right = held_out.logits.argmax(axis=1) == held_out.label
   own = scorer.distances(held_out, plain)[np.arange(600), held_out.label]
   expected = weibull.fit_tails(

@@ -214,19 +214,6 @@ def test_a_score_is_its_own(generator):
     np.testing.assert_array_equal(a[:-1], b)
 
 
-def test_tails_of_other_samples(generator):
-  train, held_out = _features(generator), _features(generator)
-  plain = weibull.fit(train, tail_share=0.2, **_FIELDS)
-  model = weibull.fit(train, tail_share=0.2, tail_features=held_out, **_FIELDS)
-  np.testing.assert_array_equal(model.exemplars, plain.exemplars)
-  right = held_out.logits.argmax(axis=1) == held_out.label
-  own = scorer.distances(held_out, plain)[np.arange(400), held_out.label]
-  expected = weibull.fit_tails(
-    [own[right & (held_out.label == i)] for i in range(4)], tail_share=0.2
-  )
-  np.testing.assert_allclose(model.loc, expected[1], rtol=1e-4)
-
-
 @pytest.mark.parametrize('vector', ['joint', 'evidence', 'neighbour'])
 def test_rejects_is_argmax_of_score(generator, vector):
   train, held_out = _features(generator), _features(generator)
