@@ -93,13 +93,20 @@ def _fit(vector, k, width):
   ],
 )
 def test_no_more_copies(environment, what, vector, k, width, copies, fixed):
-  done = subprocess.run(
-    [sys.executable, __file__, what, vector, str(k), str(width)],
-    env=environment, capture_output=True, text=True,
-  )  # fmt: skip
-  assert not done.returncode, done.stderr
-  taken, means = map(float, done.stdout.split())
-  assert taken < copies * means + fixed, (taken, means)
+  # Once in some ten runs beside other work it was 90 MiB more, for which no
+  # reason was found; a copy too many is there each time.
+  command = [sys.executable, __file__, what, vector, str(k), str(width)]
+  tried = []
+  for _ in range(2):
+    done = subprocess.run(
+      command, env=environment, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+    taken, means = map(float, done.stdout.split())
+    if taken < copies * means + fixed:
+      return
+    tried.append((taken, means))
+  pytest.fail(f'MiB taken, and of the means: {tried}')
 
 
 if __name__ == '__main__':
