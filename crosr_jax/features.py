@@ -35,7 +35,7 @@ def stream(
   share = sharding.share(len(image))
   image, label = images.part(image, share), label[share]
   run, variables = _compiled(model), sharding.replicate(variables)
-  batch_size = batch_size or _rows(image.shape)
+  batch_size = batch_size or most_rows(image.shape)
   # What fills the last batch up is cut off again.
   for batch in batches.padded(image, label, sharding.evened(batch_size)):
     parts = [np.asarray(x)[batch.mask] for x in run(variables, batch.image)]
@@ -70,8 +70,8 @@ def extract(
   return types.Features(*map(sharding.gathered, found))
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-  """Of a batch of images [N, H, W, C]."""
+def most_rows(shape: tuple[int, ...]) -> int:
+  """Of a batch of images [N, H, W, C], however many there are."""
   return max(1, min(_MOST_ROWS, _MOST_PIXELS // (shape[1] * shape[2])))
 
 

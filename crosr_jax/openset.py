@@ -4,6 +4,7 @@ N samples, K known classes, H x W pixels, C channels.
 """
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -26,6 +27,8 @@ _TOLD = {
   'argmax': 'argmax, the largest of the K + 1 probabilities',
   'half': 'half, the class of a probability of at least one half',
 }
+# Rows of a batch where images are few; each is a program of its own.
+_FEW = (1, 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,8 @@ class OpenSetModel:
     """Scores [N, H, W, C] uint8 images; `prediction` follows the decision.
 
     A sample's answer never depends on the others, and is the one that the
-    report of the run is made of.
+    report of the run is made of, but for the last bits of float32, which how
+    many images are asked about at once may change.
 
     Raises:
       UsageError: for images of another type or shape.
@@ -64,7 +68,8 @@ class OpenSetModel:
 
     Args:
       image: [N, H, W, C] uint8, in memory or images.ImageFiles.
-      batch_size: see features.stream.
+      batch_size: see features.stream; 0 = 1 for one image, 16 for up to 16,
+        and for more as there.
 
     Raises:
       UsageError: as a call.
@@ -78,6 +83,7 @@ class OpenSetModel:
         f'got {image.dtype} of shape {list(image.shape)}'
       )
     label = np.full(len(image), types.UNKNOWN, np.int32)
+    batch_size = batch_size or _batch_size(image.shape)
     found = features.extract(
       self.net, self.variables, image, label, batch_size=batch_size
     )
@@ -88,7 +94,7 @@ class OpenSetModel:
   def score(self, found: types.Features) -> types.Scores:
     """Scores what `features` gave; `prediction` follows the decision."""
     scores = scorer.score(
-      found, self.fitted, method=self.method, alpha=self.alpha
+      found, self._prepared, method=self.method, alpha=self.alpha
     )
     scores = scores._replace(
       prediction=scorer.decide(
@@ -101,6 +107,10 @@ class OpenSetModel:
     if self.added is None:
       return scores
     return extension.score(scores, found, self.added)
+
+  @functools.cached_property
+  def _prepared(self) -> scorer.Prepared | None:
+    return scorer.prepare(self.fitted) if self.fitted else None
 
   def nearest(self, found: types.Features, scores: types.Scores) -> np.ndarray:
     """Position of the class that each sample is nearest to, [N].
@@ -211,18 +221,27 @@ class OpenSetModel:
     saved.save_added(workdir, self.added, self.fitted_sha256)
 
   def reconstruct(
-    self, image: np.ndarray, *, batch_size: int = 64
+    self, image: np.ndarray, *, batch_size: int = 0
   ) -> np.ndarray:
     """What the decoder makes of [N, H, W, C] uint8 images, as such.
+
+    `batch_size` is as for `features`.
 
     Raises:
       UsageError: where the net has no decoder.
     """
     if self.net.lateral == 'none':
       raise types.UsageError('this net was trained without a decoder')
+    batch_size = batch_size or _batch_size(image.shape)
     return features.reconstruct(
       self.net, self.variables, image, batch_size=batch_size
     )
+
+
+def _batch_size(shape: tuple[int, ...]) -> int:
+  """Rows of a batch of [N, H, W, C]: what fills one up costs as an image."""
+  most = features.most_rows(shape)
+  return min(next((n for n in _FEW if shape[0] <= n), most), most)
 
 
 def load(workdir: str | os.PathLike) -> OpenSetModel:

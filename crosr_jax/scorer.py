@@ -87,9 +87,25 @@ class _Fitted(NamedTuple):
   is_exemplar: types.Array
 
 
+class Prepared(NamedTuple):
+  """A model as `score` computes with it, on the device; see `prepare`."""
+
+  model: types.WeibullModel
+  fitted: _Fitted
+
+
+def prepare(model: types.WeibullModel) -> Prepared:
+  """For many calls of `score`, each of which would convert the model anew.
+
+  It takes the memory of the model that `score` tells of for as long as it is
+  kept, and does not see what is changed in the model's arrays after this.
+  """
+  return Prepared(model, jax.device_put(_float32(model, on_device=True)))
+
+
 def score(
   features: types.Features,
-  model: types.WeibullModel | None = None,
+  model: types.WeibullModel | Prepared | None = None,
   *,
   method: str = 'crosr',
   alpha: int = 10,
@@ -103,8 +119,8 @@ def score(
 
   Args:
     features: of any net.
-    model: from `weibull.fit`; 'softmax', 'max_logit', 'energy' and 'augmented'
-      need none.
+    model: from `weibull.fit` or `prepare`; 'softmax', 'max_logit', 'energy' and
+      'augmented' need none.
     method: 'softmax', 'max_logit' (Vaze et al. 2022), 'energy' (-log sum exp of
       the logits, Liu et al. 2020), 'openmax' (Bendale and Boult 2016),
       'crosr' (Yoshihashi et al. 2019), 'crosr_y' (its formula on logits
@@ -124,11 +140,14 @@ def score(
   check_fields(alpha=alpha)
   weibull.check_rows(features)
   reads, fitted = METHODS[method].reads, None
+  if isinstance(model, Prepared):
+    model, fitted = model
   if METHODS[method].vectors:
     model = _suitable(model, method)
-    reads, fitted = model.vector, _float32(model, on_device=True)
+    reads = model.vector
+    fitted = fitted or _float32(model, on_device=True)
   else:
-    model = None
+    model = fitted = None
   num_classes = np.shape(features.logits)[1]
   vector = _vectors(features, reads, model)
   width = vector(0, 1).shape[1]

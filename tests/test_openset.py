@@ -1,6 +1,7 @@
 """A finished run as a model, and predictions of image files."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -61,6 +62,33 @@ def test_a_row_is_its_own(workdir, benchmark):
       # Its place in the batch may change the last bit.
       np.testing.assert_allclose(one, all_of_them[rows], rtol=1e-5, atol=1e-7)
   assert len(model(image[:0]).prediction) == 0
+
+
+@pytest.mark.parametrize(
+  ('count', 'side', 'rows'),
+  [
+    (0, 8, 1), (1, 8, 1), (2, 8, 16), (16, 8, 16), (17, 8, 256),
+    # Of large images no more than memory has room for.
+    (1, 1024, 1), (9, 1024, 4), (1, 4096, 1),
+  ],
+)  # fmt: skip
+def test_few_images_do_not_cost_what_many_do(
+  workdir, monkeypatch, count, side, rows
+):
+  asked = []
+  for name in ('extract', 'reconstruct'):
+    monkeypatch.setattr(
+      openset.features, name, lambda *_, batch_size: asked.append(batch_size)
+    )
+  model = dataclasses.replace(
+    openset.load(workdir), image_shape=(side, side, 1)
+  )
+  image = np.zeros((1, side, side, 1), np.uint8)
+  image = np.broadcast_to(image, (count, side, side, 1))
+  model.features(image)
+  model.reconstruct(image)
+  model.features(image, batch_size=3)
+  assert asked == [rows, rows, 3]
 
 
 def test_rejecting_a_share(workdir, benchmark):

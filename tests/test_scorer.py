@@ -190,6 +190,19 @@ def test_rows_sum_to_one_and_scores_are_finite(seed, method, unit):
 
 
 @pytest.mark.parametrize('method', scorer.METHODS)
+def test_prepared_is_the_same(method, monkeypatch):
+  new, model = _model_for(method)
+  whole = scorer.score(new, model, method=method)
+  prepared = scorer.prepare(model)
+  # Once is enough.
+  monkeypatch.setattr(scorer, '_float32', None)
+  for _ in range(2):
+    found = scorer.score(new, prepared, method=method)
+    for a, b in zip(found, whole, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('method', scorer.METHODS)
 def test_permuting_classes_permutes_columns(method):
   features, model = _model_for(method)
   order = np.array([3, 0, 4, 1, 2])

@@ -23,9 +23,6 @@ from crosr_jax.data import images
 MOST_BYTES = 10 * 1024 * 1024
 ANSWERS_PER_SECOND = 10.0
 _BURST = 20.0
-# Rows that the net is asked about at once, one of them filled: another batch
-# may change the last bit of an answer, and this one is the fastest.
-_BATCH = 8
 # Seconds that an image waits for those before it.
 _PATIENCE = 5.0
 # Of an upload; decoding one of a few bytes may take 30 bytes a pixel.
@@ -103,7 +100,7 @@ def answer(
   model: openset.OpenSetModel, plane: Map | None, image: np.ndarray
 ) -> dict[str, Any]:
   """What the page shows of one image [H, W, C] uint8."""
-  found = model.features(image[None], batch_size=_BATCH)
+  found = model.features(image[None])
   scores = model.score(found)
   k = int(scores.prediction[0])
   probability = scores.probability[0]
@@ -123,7 +120,7 @@ def answer(
     'point': None,
   }
   if model.net.lateral != 'none':
-    made = model.reconstruct(image[None], batch_size=_BATCH)
+    made = model.reconstruct(image[None])
     result['reconstruction'] = _as_url(made[0])
   if plane:
     result['point'] = np.clip(plane.place(found)[0], -1.6, 1.6).tolist()
