@@ -1,10 +1,11 @@
-"""From nothing to an answer: whole processes.
+"""From nothing to an answer: whole processes, then calls of a loaded run.
 
   python benchmarks/cold_start.py --workdir=runs/digits
 
 Imports of the package, `predict` on one image (with JAX's compilation cache
 filled, and off), and the whole job of configs/digits.py, report and
 pictures included. The limit is a process that imports JAX and adds two numbers.
+Of a loaded run, answers to 1, 16 and 256 images, and what the net takes of one.
 """
 
 import os
@@ -34,6 +35,7 @@ def main() -> None:
 
 
 def _tables(workdir, folder, arguments):
+  import crosr_jax
   from crosr_jax import saved
 
   shape = saved.load_info(workdir)['image_shape']
@@ -55,6 +57,14 @@ def _tables(workdir, folder, arguments):
   }
   tables = {'one process': timing.interleaved(cases, arguments.repeats)}
   timing.show('one process', tables['one process'], 1.0)
+  model = crosr_jax.load(workdir)
+  images = np.random.default_rng(0).integers(0, 256, (256, *shape), np.uint8)
+  loaded = {
+    f'{n} of 256 images': lambda n=n: model(images[:n]) for n in (1, 16, 256)
+  }
+  loaded['the net alone, 1 image'] = lambda: model.features(images[:1])
+  tables['a loaded run'] = timing.interleaved(loaded, arguments.repeats)
+  timing.show('a loaded run', tables['a loaded run'], 1e3)
   if arguments.jobs:
     jobs = iter(range(arguments.jobs + 1))
 
