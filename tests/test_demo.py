@@ -194,8 +194,12 @@ def _draw(page, *strokes):
 
 def _answer(page):
   page.wait_for_selector('#prediction.known, #prediction.unknown')
-  # What was asked for while it was drawn is overtaken by the last answer.
-  time.sleep(1.0)
+  # What was asked for while it was drawn is overtaken by the last answer, which
+  # takes long on a busy machine.
+  for _ in range(60):
+    time.sleep(1.0)
+    if page.evaluate('waiting === null && !asking && !next'):
+      break
   return page.locator('#prediction').inner_text()
 
 
