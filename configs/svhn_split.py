@@ -43,7 +43,7 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   config = cifar10.get_config()
   config.data.name = 'svhn'
   # A mirrored digit is none. Some nine epochs of six classes.
-  config.train.flip = False
+  config.train.flip = config.model.eval_mirror = False
   config.train.num_steps = 1_400
   config.evaluation.unknown_sets = ()
   config.data.splits = (

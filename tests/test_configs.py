@@ -80,6 +80,12 @@ def test_a_value_of_another_type_is_one_line(name, value, message):
   assert message in str(caught.value)
 
 
+@pytest.mark.parametrize('name', CONFIGS)
+def test_only_nets_that_see_mirror_images_answer_with_them(name):
+  config = CONFIGS[name]
+  assert config.train.flip or not config.model.eval_mirror
+
+
 @pytest.mark.parametrize('flip', [True, False])
 def test_mirror_images_that_the_net_never_saw(flip, caplog):
   config = common.get_config()
