@@ -74,14 +74,7 @@ class OpenSetModel:
     Raises:
       UsageError: as a call.
     """
-    if not images.is_lazy(image):
-      image = np.asarray(image)
-    if image.dtype != np.uint8 or image.shape[1:] != self.image_shape:
-      height, width, channels = self.image_shape
-      raise types.UsageError(
-        f'images must be uint8 of shape [N, {height}, {width}, {channels}], '
-        f'got {image.dtype} of shape {list(image.shape)}'
-      )
+    image = self._checked(image)
     label = np.full(len(image), types.UNKNOWN, np.int32)
     batch_size = batch_size or _batch_size(image.shape)
     found = features.extract(
@@ -228,14 +221,27 @@ class OpenSetModel:
     `batch_size` is as for `features`.
 
     Raises:
-      UsageError: where the net has no decoder.
+      UsageError: where the net has no decoder, and as a call.
     """
     if self.net.lateral == 'none':
       raise types.UsageError('this net was trained without a decoder')
+    image = self._checked(image)
     batch_size = batch_size or _batch_size(image.shape)
     return features.reconstruct(
       self.net, self.variables, image, batch_size=batch_size
     )
+
+  def _checked(self, image: np.ndarray) -> np.ndarray:
+    """The images, if they are of the model's type and shape."""
+    if not images.is_lazy(image):
+      image = np.asarray(image)
+    if image.dtype != np.uint8 or image.shape[1:] != self.image_shape:
+      height, width, channels = self.image_shape
+      raise types.UsageError(
+        f'images must be uint8 of shape [N, {height}, {width}, {channels}], '
+        f'got {image.dtype} of shape {list(image.shape)}'
+      )
+    return image
 
 
 def _batch_size(shape: tuple[int, ...]) -> int:

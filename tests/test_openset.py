@@ -119,6 +119,7 @@ def test_reconstructions(workdir, benchmark):
   image = benchmark.test.image[:20]
   made = model.reconstruct(image)
   assert made.shape == image.shape and made.dtype == np.uint8
+  np.testing.assert_array_equal(model.reconstruct(list(image)), made)
   # Better than the mean image would be.
   error = np.square(made.astype(float) - image).mean()
   assert error < np.square(image.mean(axis=0) - image).mean()
@@ -134,8 +135,10 @@ def test_reconstructions(workdir, benchmark):
   ],
 )
 def test_other_images(workdir, image):
-  with pytest.raises(types.UsageError, match=r'uint8 of shape \[N, 8, 8, 1\]'):
-    openset.load(workdir)(image)
+  model, message = openset.load(workdir), r'uint8 of shape \[N, 8, 8, 1\]'
+  for ask in (model, model.reconstruct):
+    with pytest.raises(types.UsageError, match=message):
+      ask(image)
 
 
 def test_features_are_kept(workdir, benchmark):
