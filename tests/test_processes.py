@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, free_port
+from conftest import COMMAND_ENVIRONMENT, ROOT, XLA_FLAGS, free_port
 
 from crosr_jax import sharding
 
@@ -133,13 +133,11 @@ cli.run(main)
 
 def _start(command, workdir, count, devices, parallel, **more):
   """`count` processes of the same run."""
-  from conftest import COMMAND_ENVIRONMENT
-
   environment = {
     **COMMAND_ENVIRONMENT,
     'PYTHONPATH': str(ROOT),
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-    '--xla_backend_optimization_level=1',
+    + XLA_FLAGS,
     'WORKDIR': str(workdir),
     'PARALLEL': parallel,
     **more,
