@@ -103,8 +103,11 @@ def test_steps_of_a_program_are_steps(tmp_path, parallel):
     )
     for n in (1, 4)
   )
-  jax.tree.map(np.testing.assert_array_equal, one.state, four.state)
-  assert one.history == four.history
+  # XLA fuses another program otherwise.
+  assert one.state.step == four.state.step
+  np.testing.assert_allclose(one.state.w, four.state.w, rtol=1e-6)
+  for row, other in zip(one.history, four.history, strict=True):
+    assert row == pytest.approx(other, rel=1e-6)
   # By hand, and a mean over the steps since the row before.
   w = list(
     itertools.accumulate(range(25), lambda w, i: 0.9 * w + i, initial=0.0)

@@ -22,8 +22,12 @@ pytest.importorskip('jax2onnx')
     {'added': 'seven'},
     {'weibull.vector': 'neighbour'},
     # So wide that distances are a matmul.
-    {'model.latent_width': 1200},
-    {'model.lateral': 'none', 'model.backbone': 'mnist_cnn'},
+    {'model.latent_width': 1200, 'train.num_steps': 100},
+    {
+      'model.lateral': 'none',
+      'model.backbone': 'mnist_cnn',
+      'train.num_steps': 400,
+    },
     {
       'model.backbone': 'fast_cnn',
       'model.eval_mirror': True,
@@ -71,4 +75,4 @@ def test_answers_as_the_project_does(tmp_path, environment, fields):
   told = session.get_modelmeta().custom_metadata_map
   names = [*'0123456', *([added] if added else [])]
   assert json.loads(told['class_names']) == names
-  assert json.loads(told['card'])['source_step'] == 200
+  assert json.loads(told['card'])['source_step'] == config.train.num_steps
