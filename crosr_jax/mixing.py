@@ -18,6 +18,7 @@ Array = jax.Array
 _MIXUP_SALT = zlib.crc32(b'mixup')
 _NOISE_SALT = zlib.crc32(b'noise')
 _CUTOUT_SALT = zlib.crc32(b'cutout')
+_TURN_SALT = zlib.crc32(b'turn')
 
 
 def mixer(keys: Array, shape: float) -> Callable[[Array], Array]:
@@ -103,6 +104,31 @@ def cut_out(
     colour[None, None, None],
     image.astype(jnp.float32),
   )
+
+
+def turned(image: Array, keys: Array) -> tuple[Array, Array]:
+  """Each image turned by a number of quarters that its key draws.
+
+  Args:
+    image: [B, H, H, C].
+    keys: [B].
+
+  Returns:
+    The images, and their quarters counter-clockwise, [B] int32 in 0..3.
+  """
+
+  def drawn(key: Array) -> Array:
+    return jax.random.bits(jax.random.fold_in(key, _TURN_SALT)) % layers.TURNS
+
+  quarters = jax.vmap(drawn)(keys).astype(jnp.int32)
+  found = image
+  for count in range(1, layers.TURNS):
+    found = jnp.where(
+      (quarters == count)[:, None, None, None],
+      jnp.rot90(image, count, axes=(1, 2)),
+      found,
+    )
+  return found, quarters
 
 
 def _next_row(rows: Array) -> Array:

@@ -80,14 +80,18 @@ def loss_fn(
   label are first mixed with the next row's, see mixing.mixer; the mixed image
   is what is rebuilt, and the sample counts as its larger part's class. `noise`
   and `cutout` are on what the net sees and not on what it is to rebuild, see
-  mixing.noisy and mixing.cut_out.
+  mixing.noisy and mixing.cut_out. Of a net with classes of turned images, image
+  and label are first turned, see mixing.turned.
 
   Returns:
     The loss [], and (metrics, batch_stats) beside it.
   """
   variables = {'params': params, 'batch_stats': batch_stats}
+  image, quarters = batch.image, None
+  if model.rotation_classes:
+    image, quarters = mixing.turned(image, keys)
   mix = mixing.mixer(keys, mixup) if mixup else lambda rows: rows
-  image = mix(batch.image)
+  image = mix(image)
   seen = image
   if noise:
     seen = mixing.noisy(seen, keys, noise, model.deviation)
@@ -100,15 +104,17 @@ def loss_fn(
     train=True,
     mutable=['batch_stats'],
   )
-  num_classes = outputs.logits.shape[1]
+  num_classes, label = outputs.logits.shape[1], batch.label
+  if quarters is not None:
+    label = label + num_classes // layers.TURNS * quarters
   target_class = mix(
-    (1.0 - label_smoothing) * jax.nn.one_hot(batch.label, num_classes)
+    (1.0 - label_smoothing) * jax.nn.one_hot(label, num_classes)
     + label_smoothing / num_classes
   )
   cross_entropy = jnp.mean(
     optax.softmax_cross_entropy(outputs.logits, target_class)
   )
-  right = jnp.argmax(outputs.logits, axis=1) == batch.label
+  right = jnp.argmax(outputs.logits, axis=1) == label
   metrics = {
     'cross_entropy': cross_entropy,
     'accuracy': jnp.mean(right.astype(jnp.float32)),
@@ -537,6 +543,12 @@ def build_step(
     raise types.UsageError(
       f'train.cutout must be at least 0 and at most {side}, the side of the '
       f'images, got {cutout}'
+    )
+  height, width = image.shape[1:3]
+  if model.rotation_classes and height != width:
+    raise types.UsageError(
+      f'model.rotation_classes=True turns images by quarters, and these of '
+      f'{height} x {width} pixels are not square; set it to False'
     )
   augmentation = augment.build(
     shift=shift,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from crosr_jax import (
   checkpoint,
@@ -199,6 +199,72 @@ def test_loss_by_hand(smoothing, noise, cutout):
   )
   np.testing.assert_allclose(metrics['reconstruction'][0], error, rtol=1e-5)
   np.testing.assert_allclose(loss[0], cross_entropy + 0.5 * error, rtol=1e-5)
+
+
+def test_turns_by_hand():
+  image = np.random.default_rng(0).integers(0, 256, (256, 5, 5, 2), np.uint8)
+  keys = jax.random.split(jax.random.key(3), len(image))
+  found, quarters = jax.jit(mixing.turned)(image, keys)
+  assert found.dtype == np.uint8
+  for one, other, count in zip(image, found, quarters, strict=True):
+    np.testing.assert_array_equal(np.rot90(one, count), other)
+  counts = np.bincount(quarters, minlength=4)
+  assert stats.chisquare(counts).pvalue > 1e-3, counts
+  # A sample's turn follows its key, wherever it stands in the batch.
+  alone, _ = mixing.turned(image[7:8], keys[7:8])
+  np.testing.assert_array_equal(alone[0], found[7])
+
+
+def test_classes_of_turned_images():
+  """Label y, turned by q quarters, is y + K q of 4 K; q = 0 alone is told."""
+  # As augmentation shows them, dropout off.
+  net = _net(dropout=0.0, head_dropout=0.0, rotation_classes=True)
+  samples = _samples(16)
+  variables = models.init(net, _IMAGE, jax.random.key(0))
+  keys = jax.random.split(jax.random.key(0), 16)
+
+  def replica(image, label, keys):
+    batch = types.Batch(image, label, np.ones(16, bool))
+    loss, (metrics, _) = train.loss_fn(
+      *(variables['params'], variables['batch_stats'], net),
+      *(batch, keys, 0.5, 0.0),
+    )
+    outputs, _ = net.apply(
+      variables,
+      mixing.turned(image, keys)[0],
+      keys,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return loss, metrics, outputs
+
+  loss, metrics, outputs = jax.tree.map(
+    lambda x: np.asarray(x[0], np.float64),
+    jax.jit(jax.vmap(replica, axis_name='batch'))(
+      *(x[None] for x in (*samples, keys))
+    ),
+  )
+  image, quarters = map(np.asarray, mixing.turned(samples.image, keys))
+  assert outputs.logits.shape == (16, 12) and set(quarters) == {0, 1, 2, 3}
+  label = samples.label + 3 * quarters
+  log_p = special.log_softmax(outputs.logits, axis=1)
+  cross_entropy = -log_p[np.arange(16), label].mean()
+  # What it is to rebuild is turned too.
+  error = np.mean((outputs.reconstruction - (image / 255 - 0.4) / 0.3) ** 2)
+  np.testing.assert_allclose(metrics['cross_entropy'], cross_entropy, rtol=1e-5)
+  np.testing.assert_allclose(metrics['reconstruction'], error, rtol=1e-5)
+  np.testing.assert_allclose(loss, cross_entropy + 0.5 * error, rtol=1e-5)
+  right = np.mean(np.argmax(outputs.logits, axis=1) == label)
+  np.testing.assert_allclose(metrics['accuracy'], right, rtol=1e-6)
+  # Of the upright ones, the outputs that are told in evaluation.
+  told = jax.jit(net.apply)(variables, samples.image).logits
+  plain = net.clone(rotation_classes=False)
+  whole = jax.jit(plain.apply)(variables, samples.image).logits
+  np.testing.assert_allclose(told, whole[:, :3], rtol=1e-6)
+  tall = np.zeros((1, 8, 6, 1), np.uint8)
+  fields = {**_RULE, 'reconstruction_weight': 1.0, 'shift': 0, 'flip': False}
+  with pytest.raises(types.UsageError, match='of 8 x 6 pixels are not square'):
+    train.build_step(net, tall, seed=0, num_steps=2, average=0.0, **fields)
 
 
 @pytest.mark.parametrize('replicas', [1, 2, 8])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crosr_jax import types
-from crosr_jax.models import backbones, dhrnet, ensemble
+from crosr_jax.models import backbones, dhrnet, ensemble, layers
 
 # What answers; a member alone is what trains.
 Net = dhrnet.DHRNet | ensemble.Ensemble
@@ -39,6 +39,7 @@ def build(
   last: str = 'linear',
   eval_crop: int = 0,
   eval_mirror: bool = False,
+  rotation_classes: bool = False,
   dtype: str = 'float32',
   members: int = 1,
 ) -> Net:
@@ -62,6 +63,10 @@ def build(
       where the net is not in training; 0 = the whole image.
     eval_mirror: whether the net, where it is not in training, answers with the
       mean of what it says of the image and of its mirror image.
+    rotation_classes: whether images are turned by quarters in training, and
+      each class, turned by one, two or three, is a class of its own, which only
+      training knows (Golan and El-Yaniv 2018; Lee et al. 2020, 'self-supervised
+      label augmentation', whose joint labels these are); images must be square.
     dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
       statistics and outputs are float32.
     members: nets that answer together where there are several; 1000 at most.
@@ -100,7 +105,10 @@ def build(
 
   def one() -> dhrnet.DHRNet:
     parts = backbones.BACKBONES[backbone](
-      num_classes, width, dropout, head_dropout
+      num_classes * (layers.TURNS if rotation_classes else 1),
+      width,
+      dropout,
+      head_dropout,
     )
     return dhrnet.DHRNet(
       blocks=parts.blocks,
@@ -114,6 +122,7 @@ def build(
       last=last,
       eval_crop=eval_crop,
       eval_mirror=eval_mirror,
+      rotation_classes=rotation_classes,
       dtype=dtype,
     )
 

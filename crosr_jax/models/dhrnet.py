@@ -39,6 +39,9 @@ class DHRNet(nn.Module):
   last: str = 'linear'  # 'relu': the authors'; cannot reach negative values
   eval_crop: int = 0  # side of the centre crop seen in evaluation; 0 = all
   eval_mirror: bool = False  # mean answer for image and mirror image there
+  # Of 4 K outputs the first K are of upright images, all that is told where the
+  # net is not in training; see models.build.
+  rotation_classes: bool = False
   dtype: str = 'float32'  # that is computed in, see models.for_compute
 
   @nn.compact
@@ -53,8 +56,9 @@ class DHRNet(nn.Module):
       train: whether batch statistics are of this batch.
 
     Returns:
-      logits [B, K]; latents, deepest block first, each [B, D_l]; the
-      reconstruction [B, H, W, C] of the view, in standardised units.
+      logits [B, K], in training with `rotation_classes` [B, 4 K]; latents,
+      deepest block first, each [B, D_l]; the reconstruction [B, H, W, C] of the
+      view, in standardised units.
     """
     seen = self.standardise(image, train)
     if train or not self.eval_mirror:
@@ -77,6 +81,8 @@ class DHRNet(nn.Module):
     for block in self.blocks:
       maps.append(block(maps[-1], keys, train))
     logits = self.head(maps[-1], keys, train).astype(jnp.float32)
+    if self.rotation_classes and not train:
+      logits = logits[:, : logits.shape[1] // layers.TURNS]
     if self.lateral == 'none':
       # Of a net that reconstructs nothing: the control of what codes are worth.
       pooled = tuple(self._pool(x) for x in reversed(maps[1:]))

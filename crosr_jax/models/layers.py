@@ -21,6 +21,8 @@ Array = jax.Array
 
 # The axis name of data parallelism.
 AXIS = 'batch'
+# Ways that a net with classes of turned images is shown one.
+TURNS = 4
 
 # Channels from which our convolution is faster on CPU; see benchmarks/.
 _WIDE = 64
