@@ -100,8 +100,9 @@ def get_config() -> ConfigDict:
   # Answer with the mean of an image and its mirror image where the net is not
   # in training, for twice the time. For nets trained with train.flip.
   config.model.eval_mirror = False
-  # Turn square images by quarters in training; each class turned is a class of
-  # its own there, and in evaluation unknown to all.
+  # Turn square images by quarters in training, where a class that is turned by
+  # one, two or three is a class of its own; the accuracy in the log is of them
+  # all, and in evaluation nobody sees them.
   config.model.rotation_classes = False
   # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
   # keeps parameters, losses, statistics and logits in float32.
