@@ -538,13 +538,13 @@ def build_step(
     reconstruction_weight=reconstruction_weight, mixup=mixup, noise=noise
   )
   _check_share(label_smoothing=label_smoothing, average=average)
-  side = min(image.shape[1:3])
+  height, width = image.shape[1:3]
+  side = min(height, width)
   if not 0 <= cutout <= side:
     raise types.UsageError(
       f'train.cutout must be at least 0 and at most {side}, the side of the '
       f'images, got {cutout}'
     )
-  height, width = image.shape[1:3]
   if model.rotation_classes and height != width:
     raise types.UsageError(
       f'model.rotation_classes=True turns images by quarters, and these of '

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 XLA_FLAGS = (
   '--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false'
 )
+AS_FOR_USERS = {'xla_cpu_use_fusion_emitters': True}
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {XLA_FLAGS}'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'jax')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'

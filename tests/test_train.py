@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import special, stats
+from scipy import stats
 
 from crosr_jax import (
   checkpoint,
@@ -129,7 +129,7 @@ def test_devices_and_ways_agree():
 
 @pytest.mark.parametrize(
   ('parallel', 'together', 'is_unrolled'),
-  [('pmap', 5, False), ('shard_map', 2, True)],
+  [('pmap', 5, False), ('shard_map', 5, False), ('shard_map', 2, True)],
 )
 def test_steps_of_one_program(monkeypatch, parallel, together, is_unrolled):
   """A loop, as on accelerators, and written out, as on CPU."""
@@ -150,11 +150,12 @@ def test_dropout_is_on_in_training():
 
 
 @pytest.mark.parametrize(
-  ('smoothing', 'noise', 'cutout'), [(0.0, 0.0, 0), (0.2, 0.3, 4)]
+  ('smoothing', 'noise', 'cutout', 'is_turned'),
+  [(0.0, 0.0, 0, False), (0.2, 0.3, 4, False), (0.2, 0.3, 4, True)],
 )
-def test_loss_by_hand(smoothing, noise, cutout):
+def test_loss_by_hand(smoothing, noise, cutout, is_turned):
   # What is seen in evaluation is no matter here.
-  net = _net(eval_crop=6)
+  net = _net(eval_crop=6, rotation_classes=is_turned)
   samples = _samples(8)
   variables = models.init(net, _IMAGE, jax.random.key(0))
   batch = types.Batch(*samples, np.ones(8, bool))
@@ -177,8 +178,14 @@ def test_loss_by_hand(smoothing, noise, cutout):
   loss, metrics = jax.jit(jax.vmap(replica, axis_name='batch'))(
     *(x[None] for x in (batch.image, batch.label, keys))
   )
+  image, label = samples
+  if is_turned:
+    # Label y, turned by q quarters, is y + K q of 4 K.
+    image, quarters = map(np.asarray, mixing.turned(image, keys))
+    label = label + 3 * quarters
+    assert len(set(quarters)) > 1
   # They are on what the net sees; what it is to rebuild stays clean.
-  seen = mixing.noisy(samples.image, keys, noise, net.deviation)
+  seen = mixing.noisy(image, keys, noise, net.deviation)
   seen = mixing.cut_out(seen, keys, cutout, net.mean)
   apply = jax.vmap(
     lambda image, keys: net.apply(
@@ -188,11 +195,14 @@ def test_loss_by_hand(smoothing, noise, cutout):
   )
   outputs, _ = jax.jit(apply)(seen[None], keys[None])
   logits = np.asarray(outputs.logits[0], np.float64)
+  assert logits.shape == (8, 12 if is_turned else 3)
+  right = np.mean(np.argmax(logits, axis=1) == label)
+  np.testing.assert_allclose(metrics['accuracy'][0], right, rtol=1e-6)
   logits -= logits.max(1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-  right = -log_p[np.arange(8), samples.label].mean()
+  right = -log_p[np.arange(8), label].mean()
   cross_entropy = (1 - smoothing) * right - smoothing * log_p.mean()
-  target = (samples.image / 255 - 0.4) / 0.3
+  target = (image / 255 - 0.4) / 0.3
   error = np.mean((np.asarray(outputs.reconstruction[0]) - target) ** 2)
   np.testing.assert_allclose(
     metrics['cross_entropy'][0], cross_entropy, rtol=1e-5
@@ -215,52 +225,16 @@ def test_turns_by_hand():
   np.testing.assert_array_equal(alone[0], found[7])
 
 
-def test_classes_of_turned_images():
-  """Label y, turned by q quarters, is y + K q of 4 K; q = 0 alone is told."""
-  # As augmentation shows them, dropout off.
-  net = _net(dropout=0.0, head_dropout=0.0, rotation_classes=True)
-  samples = _samples(16)
+def test_of_turned_images_the_upright_are_told():
+  net = _net(rotation_classes=True)
+  image = _samples(16).image
   variables = models.init(net, _IMAGE, jax.random.key(0))
-  keys = jax.random.split(jax.random.key(0), 16)
-
-  def replica(image, label, keys):
-    batch = types.Batch(image, label, np.ones(16, bool))
-    loss, (metrics, _) = train.loss_fn(
-      *(variables['params'], variables['batch_stats'], net),
-      *(batch, keys, 0.5, 0.0),
-    )
-    outputs, _ = net.apply(
-      variables,
-      mixing.turned(image, keys)[0],
-      keys,
-      train=True,
-      mutable=['batch_stats'],
-    )
-    return loss, metrics, outputs
-
-  loss, metrics, outputs = jax.tree.map(
-    lambda x: np.asarray(x[0], np.float64),
-    jax.jit(jax.vmap(replica, axis_name='batch'))(
-      *(x[None] for x in (*samples, keys))
-    ),
+  found, whole = (
+    jax.jit(x.apply)(variables, image).logits
+    for x in (net, net.clone(rotation_classes=False))
   )
-  image, quarters = map(np.asarray, mixing.turned(samples.image, keys))
-  assert outputs.logits.shape == (16, 12) and set(quarters) == {0, 1, 2, 3}
-  label = samples.label + 3 * quarters
-  log_p = special.log_softmax(outputs.logits, axis=1)
-  cross_entropy = -log_p[np.arange(16), label].mean()
-  # What it is to rebuild is turned too.
-  error = np.mean((outputs.reconstruction - (image / 255 - 0.4) / 0.3) ** 2)
-  np.testing.assert_allclose(metrics['cross_entropy'], cross_entropy, rtol=1e-5)
-  np.testing.assert_allclose(metrics['reconstruction'], error, rtol=1e-5)
-  np.testing.assert_allclose(loss, cross_entropy + 0.5 * error, rtol=1e-5)
-  right = np.mean(np.argmax(outputs.logits, axis=1) == label)
-  np.testing.assert_allclose(metrics['accuracy'], right, rtol=1e-6)
-  # Of the upright ones, the outputs that are told in evaluation.
-  told = jax.jit(net.apply)(variables, samples.image).logits
-  plain = net.clone(rotation_classes=False)
-  whole = jax.jit(plain.apply)(variables, samples.image).logits
-  np.testing.assert_allclose(told, whole[:, :3], rtol=1e-6)
+  assert whole.shape == (16, 12)
+  np.testing.assert_allclose(found, whole[:, :3], rtol=1e-6)
   tall = np.zeros((1, 8, 6, 1), np.uint8)
   fields = {**_RULE, 'reconstruction_weight': 1.0, 'shift': 0, 'flip': False}
   with pytest.raises(types.UsageError, match='of 8 x 6 pixels are not square'):
