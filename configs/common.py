@@ -100,10 +100,13 @@ def get_config() -> ConfigDict:
   # Answer with the mean of an image and its mirror image where the net is not
   # in training, for twice the time. For nets trained with train.flip.
   config.model.eval_mirror = False
-  # Turn square images by quarters in training, where a class that is turned by
-  # one, two or three is a class of its own; the accuracy in the log is of them
-  # all, and in evaluation nobody sees them.
-  config.model.rotation_classes = False
+  # Degrees by which training also turns images, of (90, 180, 270), each class,
+  # turned by each of them, a class of its own; images must be square. The
+  # accuracy in the log is of all these; evaluation sees upright classes alone.
+  config.model.rotation_classes = ()
+  # Answer with the mean over an image and these turns of it where the net is
+  # not in training, for so many times the time.
+  config.model.eval_rotations = False
   # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
   # keeps parameters, losses, statistics and logits in float32.
   config.model.dtype = 'float32'

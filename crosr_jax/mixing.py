@@ -106,29 +106,33 @@ def cut_out(
   )
 
 
-def turned(image: Array, keys: Array) -> tuple[Array, Array]:
-  """Each image turned by a number of quarters that its key draws.
+def turned(
+  image: Array, keys: Array, degrees: tuple[int, ...]
+) -> tuple[Array, Array]:
+  """Each image as it is or turned, as its key draws, all equally often.
 
   Args:
     image: [B, H, H, C].
     keys: [B].
+    degrees: of the turns there are, counter-clockwise, each of layers.TURNS.
 
   Returns:
-    The images, and their quarters counter-clockwise, [B] int32 in 0..3.
+    The images, and which turn each had, [B] int32: 0 = none, i = the i-th.
   """
 
   def drawn(key: Array) -> Array:
-    return jax.random.bits(jax.random.fold_in(key, _TURN_SALT)) % layers.TURNS
+    own = jax.random.fold_in(key, _TURN_SALT)
+    return jax.random.randint(own, (), 0, 1 + len(degrees))
 
-  quarters = jax.vmap(drawn)(keys).astype(jnp.int32)
+  which = jax.vmap(drawn)(keys)
   found = image
-  for count in range(1, layers.TURNS):
+  for i, turn in enumerate(degrees, start=1):
     found = jnp.where(
-      (quarters == count)[:, None, None, None],
-      jnp.rot90(image, count, axes=(1, 2)),
+      (which == i)[:, None, None, None],
+      jnp.rot90(image, turn // 90, axes=(1, 2)),
       found,
     )
-  return found, quarters
+  return found, which
 
 
 def _next_row(rows: Array) -> Array:

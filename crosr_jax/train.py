@@ -87,9 +87,9 @@ def loss_fn(
     The loss [], and (metrics, batch_stats) beside it.
   """
   variables = {'params': params, 'batch_stats': batch_stats}
-  image, quarters = batch.image, None
+  image, label = batch.image, batch.label
   if model.rotation_classes:
-    image, quarters = mixing.turned(image, keys)
+    image, which = mixing.turned(image, keys, model.rotation_classes)
   mix = mixing.mixer(keys, mixup) if mixup else lambda rows: rows
   image = mix(image)
   seen = image
@@ -104,9 +104,9 @@ def loss_fn(
     train=True,
     mutable=['batch_stats'],
   )
-  num_classes, label = outputs.logits.shape[1], batch.label
-  if quarters is not None:
-    label = label + num_classes // layers.TURNS * quarters
+  num_classes = outputs.logits.shape[1]
+  if model.rotation_classes:
+    label = label + num_classes // model.ways * which
   target_class = mix(
     (1.0 - label_smoothing) * jax.nn.one_hot(label, num_classes)
     + label_smoothing / num_classes
@@ -547,8 +547,8 @@ def build_step(
     )
   if model.rotation_classes and height != width:
     raise types.UsageError(
-      f'model.rotation_classes=True turns images by quarters, and these of '
-      f'{height} x {width} pixels are not square; set it to False'
+      f'model.rotation_classes={model.rotation_classes} turns images, and '
+      f'these of {height} x {width} pixels are not square; set it to ()'
     )
   augmentation = augment.build(
     shift=shift,

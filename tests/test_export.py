@@ -86,7 +86,12 @@ def test_every_decision(tmp_path, workdir, image):
     {'backbone': 'digits_cnn', 'lateral': 'none'},
     {'backbone': 'mnist_cnn', 'lateral': 'identity', 'latent': 'hr'},
     {'backbone': 'fast_cnn', 'eval_crop': 6, 'pool': 'mean'},
-    {'backbone': 'fast_cnn', 'eval_mirror': True, 'rotation_classes': True},
+    {
+      'backbone': 'fast_cnn',
+      'eval_mirror': True,
+      'rotation_classes': (90, 270),
+      'eval_rotations': True,
+    },
   ],
 )
 def test_other_nets(tmp_path, workdir, image, fields):

@@ -1,5 +1,7 @@
 """Shapes, parameter counts, laterals, dropout."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -267,6 +269,41 @@ def test_the_mean_answer_for_image_and_mirror_image(generator, lateral):
   np.testing.assert_allclose(again.logits, found.logits, atol=1e-5)
 
 
+@pytest.mark.parametrize('mirror', [False, True])
+def test_the_mean_answer_for_image_and_turns(generator, mirror):
+  image = _image(generator, 3, (12, 12, 3))
+  fields = {'image_shape': (12, 12, 3), 'rotation_classes': (270, 180)}
+  one, variables = _net(**fields)
+  net = _build(**fields, eval_rotations=True, eval_mirror=mirror)
+  found = net.apply(variables, image)
+  # In training all outputs are told: 5 classes, those turned by 270, by 180.
+  whole = one.clone(rotation_classes=())
+  parts = []
+  for flip in (False, True)[: 1 + mirror]:
+    for block, turn in enumerate((0, 270, 180)):
+      seen = np.rot90(image[:, :, ::-1] if flip else image, turn // 90, (1, 2))
+      answer = whole.apply(variables, seen.copy())
+      back = np.rot90(answer.reconstruction, 4 - turn // 90, (1, 2))
+      parts.append(
+        (
+          np.split(np.asarray(answer.logits), 3, axis=1)[block],
+          answer.latents,
+          back[:, :, ::-1] if flip else back,
+        )
+      )
+  logits, latents, rebuilt = zip(*parts, strict=True)
+  assert np.std(logits, axis=0).max() > 1e-3
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  close(found.logits, np.mean(logits, axis=0))
+  close(found.reconstruction, np.mean(rebuilt, axis=0))
+  for block, code in zip(
+    zip(*latents, strict=True), found.latents, strict=True
+  ):
+    close(code, np.mean(block, axis=0))
+  # Without the field, of the upright image alone.
+  close(one.apply(variables, image).logits, logits[0])
+
+
 def test_evaluation_drops_nothing(generator):
   image = _image(generator)
   net, variables = _net()
@@ -415,6 +452,9 @@ def test_odd_sizes_pool_every_pixel():
     ({'width': 0}, 'model.width must be at least 1, got 0'),
     ({'latent_width': -1}, 'model.latent_width'),
     ({'eval_crop': -1}, 'model.eval_crop must be at least 0, got -1'),
+    ({'rotation_classes': (90, 45)}, r'of 90, 180, 270 .*, got \(90, 45\)'),
+    ({'eval_rotations': True}, 'eval_rotations=True: .*set model.rotation_cl'),
+    ({'rotation_classes': (90, 90)}, r'different ones of .* got \(90, 90\)'),
     ({'eval_crop': 9}, 'eval_crop=9 is larger than the images, 8 x 8'),
     ({'dropout': 1.0}, r'model.dropout must be in \[0, 1\), got 1.0'),
     ({'head_dropout': float('nan')}, 'model.head_dropout'),

@@ -31,6 +31,8 @@ pytest.importorskip('jax2onnx')
     {
       'model.backbone': 'fast_cnn',
       'model.eval_mirror': True,
+      'model.rotation_classes': (90, 180),
+      'model.eval_rotations': True,
       'train.optimizer': 'muon',
       'scorer.decision': 'half',
     },

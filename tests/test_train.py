@@ -150,12 +150,12 @@ def test_dropout_is_on_in_training():
 
 
 @pytest.mark.parametrize(
-  ('smoothing', 'noise', 'cutout', 'is_turned'),
-  [(0.0, 0.0, 0, False), (0.2, 0.3, 4, False), (0.2, 0.3, 4, True)],
+  ('smoothing', 'noise', 'cutout', 'turns'),
+  [(0.0, 0.0, 0, ()), (0.2, 0.3, 4, ()), (0.2, 0.3, 4, (90, 270))],
 )
-def test_loss_by_hand(smoothing, noise, cutout, is_turned):
+def test_loss_by_hand(smoothing, noise, cutout, turns):
   # What is seen in evaluation is no matter here.
-  net = _net(eval_crop=6, rotation_classes=is_turned)
+  net = _net(eval_crop=6, rotation_classes=turns)
   samples = _samples(8)
   variables = models.init(net, _IMAGE, jax.random.key(0))
   batch = types.Batch(*samples, np.ones(8, bool))
@@ -179,11 +179,11 @@ def test_loss_by_hand(smoothing, noise, cutout, is_turned):
     *(x[None] for x in (batch.image, batch.label, keys))
   )
   image, label = samples
-  if is_turned:
-    # Label y, turned by q quarters, is y + K q of 4 K.
-    image, quarters = map(np.asarray, mixing.turned(image, keys))
-    label = label + 3 * quarters
-    assert len(set(quarters)) > 1
+  if turns:
+    # Label y with the i-th turn is y + K i.
+    image, which = map(np.asarray, mixing.turned(image, keys, turns))
+    label = label + 3 * which
+    assert len(set(which)) > 1
   # They are on what the net sees; what it is to rebuild stays clean.
   seen = mixing.noisy(image, keys, noise, net.deviation)
   seen = mixing.cut_out(seen, keys, cutout, net.mean)
@@ -195,7 +195,7 @@ def test_loss_by_hand(smoothing, noise, cutout, is_turned):
   )
   outputs, _ = jax.jit(apply)(seen[None], keys[None])
   logits = np.asarray(outputs.logits[0], np.float64)
-  assert logits.shape == (8, 12 if is_turned else 3)
+  assert logits.shape == (8, 9 if turns else 3)
   right = np.mean(np.argmax(logits, axis=1) == label)
   np.testing.assert_allclose(metrics['accuracy'][0], right, rtol=1e-6)
   logits -= logits.max(1, keepdims=True)
@@ -211,29 +211,32 @@ def test_loss_by_hand(smoothing, noise, cutout, is_turned):
   np.testing.assert_allclose(loss[0], cross_entropy + 0.5 * error, rtol=1e-5)
 
 
-def test_turns_by_hand():
+@pytest.mark.parametrize('degrees', [(90, 180, 270), (270, 90), (180,)])
+def test_turns_by_hand(degrees):
   image = np.random.default_rng(0).integers(0, 256, (256, 5, 5, 2), np.uint8)
   keys = jax.random.split(jax.random.key(3), len(image))
-  found, quarters = jax.jit(mixing.turned)(image, keys)
+  turned = jax.jit(mixing.turned, static_argnums=2)
+  found, which = turned(image, keys, degrees)
   assert found.dtype == np.uint8
-  for one, other, count in zip(image, found, quarters, strict=True):
-    np.testing.assert_array_equal(np.rot90(one, count), other)
-  counts = np.bincount(quarters, minlength=4)
+  for one, other, i in zip(image, found, which, strict=True):
+    turn = (0, *degrees)[i]
+    np.testing.assert_array_equal(np.rot90(one, turn // 90), other)
+  counts = np.bincount(which, minlength=1 + len(degrees))
   assert stats.chisquare(counts).pvalue > 1e-3, counts
   # A sample's turn follows its key, wherever it stands in the batch.
-  alone, _ = mixing.turned(image[7:8], keys[7:8])
+  alone, _ = turned(image[7:8], keys[7:8], degrees)
   np.testing.assert_array_equal(alone[0], found[7])
 
 
 def test_of_turned_images_the_upright_are_told():
-  net = _net(rotation_classes=True)
+  net = _net(rotation_classes=(90, 270))
   image = _samples(16).image
   variables = models.init(net, _IMAGE, jax.random.key(0))
   found, whole = (
     jax.jit(x.apply)(variables, image).logits
-    for x in (net, net.clone(rotation_classes=False))
+    for x in (net, net.clone(rotation_classes=()))
   )
-  assert whole.shape == (16, 12)
+  assert whole.shape == (16, 9)
   np.testing.assert_allclose(found, whole[:, :3], rtol=1e-6)
   tall = np.zeros((1, 8, 6, 1), np.uint8)
   fields = {**_RULE, 'reconstruction_weight': 1.0, 'shift': 0, 'flip': False}

@@ -39,7 +39,8 @@ def build(
   last: str = 'linear',
   eval_crop: int = 0,
   eval_mirror: bool = False,
-  rotation_classes: bool = False,
+  rotation_classes: tuple[int, ...] = (),
+  eval_rotations: bool = False,
   dtype: str = 'float32',
   members: int = 1,
 ) -> Net:
@@ -63,10 +64,12 @@ def build(
       where the net is not in training; 0 = the whole image.
     eval_mirror: whether the net, where it is not in training, answers with the
       mean of what it says of the image and of its mirror image.
-    rotation_classes: whether images are turned by quarters in training, and
-      each class, turned by one, two or three, is a class of its own, which only
-      training knows (Golan and El-Yaniv 2018; Lee et al. 2020, 'self-supervised
-      label augmentation', whose joint labels these are); images must be square.
+    rotation_classes: degrees by which images are turned in training, where each
+      class, turned by each of them, is a class of its own (Golan and El-Yaniv
+      2018; Lee et al. 2020, 'self-supervised label augmentation', whose joint
+      labels these are); images must be square.
+    eval_rotations: whether the net, where it is not in training, answers with
+      the mean over the image and all of these turns.
     dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
       statistics and outputs are float32.
     members: nets that answer together where there are several; 1000 at most.
@@ -99,13 +102,26 @@ def build(
     raise types.UsageError(
       f'model.eval_crop must be at least 0, got {eval_crop}'
     )
+  if [x for x in layers.TURNS if x in rotation_classes] != sorted(
+    rotation_classes
+  ):
+    raise types.UsageError(
+      'model.rotation_classes must be different ones of '
+      f'{", ".join(map(str, layers.TURNS))} degrees, () for none, got '
+      f'{tuple(rotation_classes)}'
+    )
+  if eval_rotations and not rotation_classes:
+    raise types.UsageError(
+      'model.eval_rotations=True: the net must know turned images; set '
+      "model.rotation_classes, as '(90,180,270)'"
+    )
   for name, rate in (('dropout', dropout), ('head_dropout', head_dropout)):
     if not 0 <= rate < 1:
       raise types.UsageError(f'model.{name} must be in [0, 1), got {rate}')
 
   def one() -> dhrnet.DHRNet:
     parts = backbones.BACKBONES[backbone](
-      num_classes * (layers.TURNS if rotation_classes else 1),
+      num_classes * (1 + len(rotation_classes)),
       width,
       dropout,
       head_dropout,
@@ -122,7 +138,8 @@ def build(
       last=last,
       eval_crop=eval_crop,
       eval_mirror=eval_mirror,
-      rotation_classes=rotation_classes,
+      rotation_classes=tuple(rotation_classes),
+      eval_rotations=eval_rotations,
       dtype=dtype,
     )
 

@@ -39,9 +39,10 @@ class DHRNet(nn.Module):
   last: str = 'linear'  # 'relu': the authors'; cannot reach negative values
   eval_crop: int = 0  # side of the centre crop seen in evaluation; 0 = all
   eval_mirror: bool = False  # mean answer for image and mirror image there
-  # Of 4 K outputs the first K are of upright images, all that is told where the
-  # net is not in training; see models.build.
-  rotation_classes: bool = False
+  # Degrees. The first K outputs are of upright images, K more of each turn;
+  # where the net is not in training K are told, see `_mean_over_views`.
+  rotation_classes: tuple[int, ...] = ()
+  eval_rotations: bool = False  # mean answer for the image and its turns there
   dtype: str = 'float32'  # that is computed in, see models.for_compute
 
   @nn.compact
@@ -56,21 +57,48 @@ class DHRNet(nn.Module):
       train: whether batch statistics are of this batch.
 
     Returns:
-      logits [B, K], in training with `rotation_classes` [B, 4 K]; latents,
+      logits [B, K], in training K more for each of `rotation_classes`; latents,
       deepest block first, each [B, D_l]; the reconstruction [B, H, W, C] of the
       view, in standardised units.
     """
     seen = self.standardise(image, train)
-    if train or not self.eval_mirror:
+    if train:
       return self._outputs(seen, keys, train)
-    pairs = jnp.stack([seen, _mirrored(seen)], axis=1)
-    logits, latents, rebuilt = self._outputs(
-      pairs.reshape(-1, *seen.shape[1:]), None, train
-    )
+    return self._mean_over_views(seen)
+
+  def _mean_over_views(self, seen: Array) -> types.Outputs:
+    """Of the image, of its mirror image and of its turns, as the fields ask.
+
+    Of a turned image, a class's logit is that of the class turned so; codes are
+    plain means, and reconstructions are brought back first.
+    """
+    turns = (0, *self.rotation_classes) if self.eval_rotations else (0,)
+    mirrors = (False, True) if self.eval_mirror else (False,)
+    views = [(turn, mirror) for turn in turns for mirror in mirrors]
+    if len(views) == 1:
+      answer = self._outputs(seen, None, False)
+      num_classes = answer.logits.shape[1] // self.ways
+      return answer._replace(logits=answer.logits[:, :num_classes])
+    asked = jnp.stack([_view(seen, *view) for view in views], axis=1)
+    answers = self._outputs(asked.reshape(-1, *seen.shape[1:]), None, False)
+    num_classes = answers.logits.shape[1] // self.ways
+
+    def mean(x: Array, pick: Callable[[int, Array], Array]) -> Array:
+      # The converter to ONNX splits no axis whose length is open.
+      each = x.reshape(-1, len(views), *x.shape[1:])
+      picked = [pick(i, each[:, i]) for i in range(len(views))]
+      return jnp.mean(jnp.stack(picked), axis=0)
+
+    def of_its_turn(i: int, logits: Array) -> Array:
+      first = num_classes * turns.index(views[i][0])
+      return logits[:, first : first + num_classes]
+
     return types.Outputs(
-      _mean_of_pairs(logits),
-      tuple(_mean_of_pairs(latent) for latent in latents),
-      _mean_of_pairs(rebuilt, _mirrored) if self.lateral != 'none' else (),
+      mean(answers.logits, of_its_turn),
+      tuple(mean(latent, lambda _, x: x) for latent in answers.latents),
+      mean(answers.reconstruction, lambda i, x: _seen_from(x, *views[i]))
+      if self.lateral != 'none'
+      else (),
     )
 
   def _outputs(
@@ -81,8 +109,6 @@ class DHRNet(nn.Module):
     for block in self.blocks:
       maps.append(block(maps[-1], keys, train))
     logits = self.head(maps[-1], keys, train).astype(jnp.float32)
-    if self.rotation_classes and not train:
-      logits = logits[:, : logits.shape[1] // layers.TURNS]
     if self.lateral == 'none':
       # Of a net that reconstructs nothing: the control of what codes are worth.
       pooled = tuple(self._pool(x) for x in reversed(maps[1:]))
@@ -97,6 +123,11 @@ class DHRNet(nn.Module):
     return types.Outputs(
       logits, tuple(latents), reconstruction.astype(jnp.float32)
     )
+
+  @property
+  def ways(self) -> int:
+    """That training shows a class, upright and turned."""
+    return 1 + len(self.rotation_classes)
 
   def standardise(self, image: Array, train: bool = False) -> Array:
     """What the reconstruction is compared with; [B, H, W, C]."""
@@ -161,15 +192,13 @@ class DHRNet(nn.Module):
     return x.max(axis=(1, 2)) if self.pool == 'max' else x.mean(axis=(1, 2))
 
 
-def _mirrored(x: Array) -> Array:
-  """Left and right exchanged; [B, H, W, C]."""
-  return x[:, :, ::-1]
+def _view(x: Array, turn: int, mirror: bool) -> Array:
+  """Left and right exchanged, then turned counter-clockwise; [B, H, W, C]."""
+  x = x[:, :, ::-1] if mirror else x
+  return jnp.rot90(x, turn // 90, axes=(1, 2))
 
 
-def _mean_of_pairs(
-  x: Array, back: Callable[[Array], Array] = lambda x: x
-) -> Array:
-  """[2 B, ...] -> [B, ...]; every second is brought `back` first."""
-  # The converter to ONNX splits no axis whose length is open.
-  pairs = x.reshape(-1, 2, *x.shape[1:])
-  return (pairs[:, 0] + back(pairs[:, 1])) / 2
+def _seen_from(x: Array, turn: int, mirror: bool) -> Array:
+  """What a view shows, as it was before; [B, H, W, C]."""
+  x = jnp.rot90(x, -turn // 90, axes=(1, 2))
+  return x[:, :, ::-1] if mirror else x

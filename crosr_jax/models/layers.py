@@ -21,8 +21,8 @@ Array = jax.Array
 
 # The axis name of data parallelism.
 AXIS = 'batch'
-# Ways that a net with classes of turned images is shown one.
-TURNS = 4
+# Degrees by which images can be turned without resampling.
+TURNS = (90, 180, 270)
 
 # Channels from which our convolution is faster on CPU; see benchmarks/.
 _WIDE = 64
