@@ -64,9 +64,9 @@ class DHRNet(nn.Module):
     seen = self.standardise(image, train)
     if train:
       return self._outputs(seen, keys, train)
-    return self._mean_over_views(seen)
+    return self._mean_over_views(seen, keys)
 
-  def _mean_over_views(self, seen: Array) -> types.Outputs:
+  def _mean_over_views(self, seen: Array, keys: Array | None) -> types.Outputs:
     """Of the image, of its mirror image and of its turns, as the fields ask.
 
     Of a turned image, a class's logit is that of the class turned so; codes are
@@ -76,11 +76,13 @@ class DHRNet(nn.Module):
     mirrors = (False, True) if self.eval_mirror else (False,)
     views = [(turn, mirror) for turn in turns for mirror in mirrors]
     if len(views) == 1:
-      answer = self._outputs(seen, None, False)
+      answer = self._outputs(seen, keys, False)
       num_classes = answer.logits.shape[1] // self.ways
       return answer._replace(logits=answer.logits[:, :num_classes])
     asked = jnp.stack([_view(seen, *view) for view in views], axis=1)
-    answers = self._outputs(asked.reshape(-1, *seen.shape[1:]), None, False)
+    if keys is not None:
+      keys = jnp.repeat(keys, len(views))
+    answers = self._outputs(asked.reshape(-1, *seen.shape[1:]), keys, False)
     num_classes = answers.logits.shape[1] // self.ways
 
     def mean(x: Array, pick: Callable[[int, Array], Array]) -> Array:
