@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
   config.model.eval_mirror = False
   # Degrees by which training also turns images, of (90, 180, 270), each class,
   # turned by each of them, a class of its own; images must be square. The
-  # accuracy in the log is of all these; evaluation sees upright classes alone.
+  # accuracy in the log is of all these; evaluation tells the K classes alone.
   config.model.rotation_classes = ()
   # Answer with the mean over an image and these turns of it where the net is
   # not in training, for so many times the time.

@@ -129,7 +129,7 @@ def turned(
   for i, turn in enumerate(degrees, start=1):
     found = jnp.where(
       (which == i)[:, None, None, None],
-      jnp.rot90(image, turn // 90, axes=(1, 2)),
+      layers.turned(image, turn),
       found,
     )
   return found, which

@@ -457,6 +457,7 @@ def test_odd_sizes_pool_every_pixel():
     ({'latent_width': -1}, 'model.latent_width'),
     ({'eval_crop': -1}, 'model.eval_crop must be at least 0, got -1'),
     ({'rotation_classes': (90, 45)}, r'of 90, 180, 270 .*, got \(90, 45\)'),
+    ({'rotation_classes': False}, 'rotation_classes .* got False'),
     ({'eval_rotations': True}, 'eval_rotations=True: .*set model.rotation_cl'),
     ({'rotation_classes': (90, 90)}, r'different ones of .* got \(90, 90\)'),
     ({'eval_crop': 9}, 'eval_crop=9 is larger than the images, 8 x 8'),

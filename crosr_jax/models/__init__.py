@@ -102,13 +102,13 @@ def build(
     raise types.UsageError(
       f'model.eval_crop must be at least 0, got {eval_crop}'
     )
-  if [x for x in layers.TURNS if x in rotation_classes] != sorted(
+  if not isinstance(rotation_classes, (tuple, list)) or sorted(
     rotation_classes
-  ):
+  ) != [x for x in layers.TURNS if x in rotation_classes]:
     raise types.UsageError(
       'model.rotation_classes must be different ones of '
       f'{", ".join(map(str, layers.TURNS))} degrees, () for none, got '
-      f'{tuple(rotation_classes)}'
+      f'{rotation_classes}'
     )
   if eval_rotations and not rotation_classes:
     raise types.UsageError(

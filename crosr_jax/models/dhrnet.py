@@ -196,11 +196,10 @@ class DHRNet(nn.Module):
 
 def _view(x: Array, turn: int, mirror: bool) -> Array:
   """Left and right exchanged, then turned counter-clockwise; [B, H, W, C]."""
-  x = x[:, :, ::-1] if mirror else x
-  return jnp.rot90(x, turn // 90, axes=(1, 2))
+  return layers.turned(x[:, :, ::-1] if mirror else x, turn)
 
 
 def _seen_from(x: Array, turn: int, mirror: bool) -> Array:
   """What a view shows, as it was before; [B, H, W, C]."""
-  x = jnp.rot90(x, -turn // 90, axes=(1, 2))
+  x = layers.turned(x, -turn)
   return x[:, :, ::-1] if mirror else x

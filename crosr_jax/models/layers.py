@@ -43,6 +43,11 @@ def standardise(
   )[None, None, None]
 
 
+def turned(x: Array, degrees: int) -> Array:
+  """Turned counter-clockwise by a multiple of 90; [B, H, W, C]."""
+  return jnp.rot90(x, degrees // 90, axes=(1, 2))
+
+
 def unstandardise(
   x: Array, mean: tuple[float, ...], deviation: tuple[float, ...]
 ) -> Array:
