@@ -104,8 +104,8 @@ def get_config() -> ConfigDict:
   # turned by each of them, a class of its own; images must be square. The
   # accuracy in the log is of all these; evaluation tells the K classes alone.
   config.model.rotation_classes = ()
-  # Answer with the mean over an image and these turns of it where the net is
-  # not in training, for so many times the time.
+  # Answer for an image and these turns of it where the net is not in training,
+  # for so many times the time: mean logits, the codes side by side.
   config.model.eval_rotations = False
   # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
   # keeps parameters, losses, statistics and logits in float32.

@@ -299,7 +299,9 @@ def test_the_mean_answer_for_image_and_turns(generator, mirror):
   for block, code in zip(
     zip(*latents, strict=True), found.latents, strict=True
   ):
-    close(code, np.mean(block, axis=0))
+    # Of image and mirror image means, of the turns side by side.
+    mirrors = np.reshape(block, (1 + mirror, 3, *block[0].shape))
+    close(code, np.concatenate(mirrors.mean(axis=0), axis=1))
   # Without the field, of the upright image alone.
   close(one.apply(variables, image).logits, logits[0])
   # Dropout reaches all views.

@@ -68,8 +68,8 @@ def build(
       class, turned by each of them, is a class of its own (Golan and El-Yaniv
       2018; Lee et al. 2020, 'self-supervised label augmentation', whose joint
       labels these are); images must be square.
-    eval_rotations: whether the net, where it is not in training, answers with
-      the mean over the image and all of these turns.
+    eval_rotations: whether the net, where it is not in training, answers for
+      the image and all of these turns: mean logits, the codes side by side.
     dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
       statistics and outputs are float32.
     members: nets that answer together where there are several; 1000 at most.

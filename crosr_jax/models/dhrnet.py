@@ -40,9 +40,9 @@ class DHRNet(nn.Module):
   eval_crop: int = 0  # side of the centre crop seen in evaluation; 0 = all
   eval_mirror: bool = False  # mean answer for image and mirror image there
   # Degrees. The first K outputs are of upright images, K more of each turn;
-  # where the net is not in training K are told, see `_mean_over_views`.
+  # where the net is not in training K are told, see `_over_views`.
   rotation_classes: tuple[int, ...] = ()
-  eval_rotations: bool = False  # mean answer for the image and its turns there
+  eval_rotations: bool = False  # answer for the image and its turns there
   dtype: str = 'float32'  # that is computed in, see models.for_compute
 
   @nn.compact
@@ -58,19 +58,21 @@ class DHRNet(nn.Module):
 
     Returns:
       logits [B, K], in training K more for each of `rotation_classes`; latents,
-      deepest block first, each [B, D_l]; the reconstruction [B, H, W, C] of the
-      view, in standardised units.
+      deepest block first, each [B, D_l], wider with `eval_rotations`; the
+      reconstruction [B, H, W, C] of the view, in standardised units.
     """
     seen = self.standardise(image, train)
     if train:
       return self._outputs(seen, keys, train)
-    return self._mean_over_views(seen, keys)
+    return self._over_views(seen, keys)
 
-  def _mean_over_views(self, seen: Array, keys: Array | None) -> types.Outputs:
+  def _over_views(self, seen: Array, keys: Array | None) -> types.Outputs:
     """Of the image, of its mirror image and of its turns, as the fields ask.
 
-    Of a turned image, a class's logit is that of the class turned so; codes are
-    plain means, and reconstructions are brought back first.
+    Logits are means, of a turned image those of the classes turned so, and
+    reconstructions likewise, which are brought back first. Codes of an image
+    and its mirror image are means too; those of each turn stand side by side:
+    [B, D_l] becomes [B, D_l times one more than turns], upright first.
     """
     turns = (0, *self.rotation_classes) if self.eval_rotations else (0,)
     mirrors = (False, True) if self.eval_mirror else (False,)
@@ -95,9 +97,13 @@ class DHRNet(nn.Module):
       first = num_classes * turns.index(views[i][0])
       return logits[:, first : first + num_classes]
 
+    def side_by_side(code: Array) -> Array:
+      each = code.reshape(-1, len(turns), len(mirrors), code.shape[1])
+      return jnp.mean(each, axis=2).reshape(-1, len(turns) * code.shape[1])
+
     return types.Outputs(
       mean(answers.logits, of_its_turn),
-      tuple(mean(latent, lambda _, x: x) for latent in answers.latents),
+      tuple(side_by_side(code) for code in answers.latents),
       mean(answers.reconstruction, lambda i, x: _seen_from(x, *views[i]))
       if self.lateral != 'none'
       else (),
