@@ -205,6 +205,9 @@ def traced(
 
   Returns:
     probability [B, K+1] and unknown_score [B].
+
+  Raises:
+    UsageError: where the model is of features of other widths.
   """
   num_classes = logits.shape[1]
   reads = METHODS[method].reads
@@ -217,8 +220,11 @@ def traced(
     parts.append(latent)
   if reads in weibull.PART_WEIGHTS and error is not None:
     parts.append(jnp.log(jnp.maximum(error, weibull.SMALLEST_ERROR))[:, None])
+  joined = jnp.concatenate(parts, axis=1)
+  if fitted is not None and model is not None:
+    _check_widths(model, num_classes, latent.shape[1], joined.shape[1])
   return _program(
-    jnp.concatenate(parts, axis=1),
+    joined,
     fitted,
     method=method,
     alpha=min(alpha, num_classes),
@@ -767,14 +773,24 @@ def vector_of(
     if not len(a) and (k, width) == (len(model.mav), model.latent_width):
       # Of no sample one cannot tell whether it has an error.
       return np.zeros((0, model.mav.shape[1]), np.float32)
-    if width != model.latent_width:
-      raise types.UsageError(
-        f'the model knows latents of width {model.latent_width}, the features '
-        f'have {width}'
-      )
-  if model is not None and (k, a.shape[1]) != model.mav.shape:
+  if model is not None:
+    _check_widths(model, k, np.shape(features.latent)[1], a.shape[1])
+  return a
+
+
+def _check_widths(
+  model: types.WeibullModel, k: int, latent_width: int, width: int
+) -> None:
+  """Raises a UsageError where features are not like those that were fitted."""
+  has_parts = model.vector in weibull.PART_WEIGHTS
+  if has_parts and latent_width != model.latent_width:
+    raise types.UsageError(
+      f'the model knows latents of width {model.latent_width}, the features '
+      f'have {latent_width}'
+    )
+  if (k, width) != model.mav.shape:
     raise types.UsageError(
       f'the model knows {model.mav.shape[0]} classes and vectors of width '
-      f'{model.mav.shape[1]} ({vector}), the features have {k} and {a.shape[1]}'
+      f'{model.mav.shape[1]} ({model.vector}), the features have {k} and '
+      f'{width}'
     )
-  return a

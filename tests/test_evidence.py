@@ -244,6 +244,15 @@ def test_widths_that_add_up_to_the_same_are_told_apart(generator):
     model = weibull.fit(a, vector='evidence', tail_size=20)
     with pytest.raises(ValueError, match='latents of width'):
       scorer.score(b, model)
+    with pytest.raises(ValueError, match='latents of width'):
+      scorer.traced(
+        b.logits,
+        b.latent,
+        b.reconstruction_error if len(b.reconstruction_error) else None,
+        model,
+        method='crosr',
+        alpha=10,
+      )
     with pytest.raises(ValueError, match='a latent of width'):
       weibull.fit(a, vector='evidence', tail_size=20, tail_features=b)
     with pytest.raises(ValueError, match='blocks of features differ'):

@@ -145,6 +145,15 @@ def test_traced_for_a_batch_of_any_size(method, k, width):
       for x in features[:2]
     )
   )
+  with pytest.raises(ValueError, match=r'knows .*, the features have'):
+    scorer.traced(
+      features.logits[:, :-1],
+      features.latent[:, :-1],
+      None,
+      model,
+      method=method,
+      alpha=10,
+    )
   for count in (1, len(features.label)):
     probability, unknown_score = program.call(
       *(x[:count].astype(np.float32) for x in features[:2])
