@@ -159,7 +159,7 @@ def run(environment, tmp_path):
 def test_the_command_writes_nothing(run, tmp_path):
   done = run(ROOT / 'configs' / 'mnist.py', '--dry_run', '--devices=2')
   assert not done.returncode, done.stderr
-  assert 'on 2 x cpu' in done.stdout and '362,695' in done.stdout
+  assert 'on 2 x cpu' in done.stdout and '372,715' in done.stdout
   assert 'A dry run: nothing was trained, read or written.' in done.stdout
   assert list(tmp_path.iterdir()) == []
 
