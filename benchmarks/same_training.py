@@ -46,7 +46,7 @@ def main() -> None:
   )  # fmt: skip
   arguments = parser.parse_args()
   logging.disable(logging.INFO)
-  config = mnist.get_config()
+  config = mnist.get_config('upright')
   config.evaluation.unknown_sets = ()
   known = data.load(
     seed=0,
