@@ -73,7 +73,12 @@ def test_costs_by_hand(name, parallel):
   # A gradient takes two products for each of the forward pass, but for the
   # first convolution, of whose input none is asked.
   first = 9 * shape[0] * shape[1] * config.model.width
-  of_schedule = step.multiply_adds - rows * (3 * _forward(found) - first)
+  # Where a net is asked about turns too, a step is still of one view.
+  asked = config.model.eval_rotations
+  views = 1 + len(config.model.rotation_classes) if asked else 1
+  forward, rest = divmod(_forward(found), views)
+  assert rest == 0
+  of_schedule = step.multiply_adds - rows * (3 * forward - first)
   assert 0 <= of_schedule < 10
   # uint8 pixels, two numbers and a bool.
   height, width, channels = shape

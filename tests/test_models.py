@@ -91,7 +91,8 @@ def test_parameters_of_a_config(name):
   variables, out = _traced(net.clone(dtype='float32'), shape)
   assert _count(variables) == count
   assert out.logits.shape == (2, num_classes)
-  assert [z.shape for z in out.latents] == [(2, 32)] * len(net.blocks)
+  views = net.ways if config.model.eval_rotations else 1
+  assert [z.shape for z in out.latents] == [(2, 32 * views)] * len(net.blocks)
   assert out.reconstruction.shape == (2, *shape)
 
 
