@@ -768,13 +768,13 @@ def vector_of(
   k = np.shape(features.logits)[1]
   if k < 2:
     raise types.UsageError(f'logits need at least 2 classes, got {k}')
-  if vector in weibull.PART_WEIGHTS and model is not None:
-    width = np.shape(features.latent)[1]
-    if not len(a) and (k, width) == (len(model.mav), model.latent_width):
-      # Of no sample one cannot tell whether it has an error.
-      return np.zeros((0, model.mav.shape[1]), np.float32)
-  if model is not None:
-    _check_widths(model, k, np.shape(features.latent)[1], a.shape[1])
+  if model is None:
+    return a
+  latent_width = np.shape(features.latent)[1]
+  if not len(a) and vector in weibull.PART_WEIGHTS:
+    # Of no sample one cannot tell whether it has an error.
+    a = np.zeros((0, model.mav.shape[1]), np.float32)
+  _check_widths(model, k, latent_width, a.shape[1])
   return a
 
 

@@ -76,13 +76,12 @@ def test_no_image_is_known_and_unknown(benchmark):
 def test_main_job(environment, root, data_dir, benchmark, tmp_path):
   process = subprocess.run(
     [
-      *(sys.executable, '-m', 'crosr_jax.main', '--config=configs/mnist.py'),
+      *(sys.executable, '-m', 'crosr_jax.main'),
+      # So few steps are for upright digits alone.
+      '--config=configs/mnist.py:upright',
       *(f'--data_dir={data_dir}', f'--workdir={tmp_path}'),
       *('--config.model.width=8', '--config.train.num_steps=250'),
       *('--config.train.checkpoint_every=250', '--config.train.batch_size=64'),
-      # So few steps are for upright digits alone.
-      '--config.model.rotation_classes=()',
-      '--config.model.eval_rotations=False',
       # Four digits known, fewer unknowns: evaluation is what takes time.
       '--config.data.unknown_classes=(4,5,6,7,8,9)',
       '--config.evaluation.max_unknown=2000',

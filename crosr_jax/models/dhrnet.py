@@ -71,8 +71,8 @@ class DHRNet(nn.Module):
 
     Logits are means, of a turned image those of the classes turned so, and
     reconstructions likewise, which are brought back first. Codes of an image
-    and its mirror image are means too; those of each turn stand side by side:
-    [B, D_l] becomes [B, D_l times one more than turns], upright first.
+    and its mirror image are means too; those of each turn stand side by side,
+    upright first: each [B, D_l] becomes [B, (1 + turns) D_l].
     """
     turns = (0, *self.rotation_classes) if self.eval_rotations else (0,)
     mirrors = (False, True) if self.eval_mirror else (False,)
