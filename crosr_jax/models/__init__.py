@@ -113,7 +113,7 @@ def build(
   if eval_rotations and not rotation_classes:
     raise types.UsageError(
       'model.eval_rotations=True: the net must know turned images; set '
-      "model.rotation_classes, as '(90,180,270)'"
+      "model.rotation_classes, as '(90,180,270)', or this to False"
     )
   for name, rate in (('dropout', dropout), ('head_dropout', head_dropout)):
     if not 0 <= rate < 1:
