@@ -1,6 +1,8 @@
 """Shapes, parameter counts, laterals, dropout."""
 
 import functools
+import math
+from fractions import Fraction
 
 import flax.linen as nn
 import jax
@@ -12,7 +14,7 @@ from conftest import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosr_jax import features, models
+from crosr_jax import features, models, types
 from crosr_jax.models import dhrnet, layers
 
 # Trained numbers of the net of every config: image shape, classes, count.
@@ -228,6 +230,47 @@ def test_evaluation_sees_the_centre(generator):
   ]
   # Pillow rounds its weights and after each axis.
   assert np.abs(view.astype(int) - np.stack(expected).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ((8, 8), (12, 12)),
+    ((5, 7), (9, 16)),
+    ((28, 28), (32, 32)),
+    ((1, 3), (4, 5)),
+  ],
+)
+def test_enlarging_is_exact_and_halves_go_to_the_even(generator, old, new):
+  image = _image(generator, 2, (*old, 3))
+  image[0, 0], image[1, -1] = 0, 255
+
+  def exact(line, count):
+    """By fractions, the border repeated; [n, ...] -> [count, ...]."""
+    found = []
+    for i in range(count):
+      place = Fraction(2 * i + 1, 2 * count) * len(line) - Fraction(1, 2)
+      low = math.floor(place)
+      first, second = (
+        line[min(max(x, 0), len(line) - 1)] for x in (low, low + 1)
+      )
+      found.append(first + (second - first) * (place - low))
+    return np.stack(found)
+
+  expected = [
+    exact(exact(x, new[0]).swapaxes(0, 1), new[1]).swapaxes(0, 1)
+    for x in image.astype(int).astype(object)
+  ]
+  # Python rounds a half of a Fraction to the even number.
+  rounded = np.vectorize(round)(np.stack(expected))
+  np.testing.assert_array_equal(layers.enlarged(image, *new), rounded)
+
+
+def test_images_too_large_to_be_enlarged_exactly():
+  white = np.full((1, 8, 8, 1), 255, np.uint8)
+  assert (np.asarray(layers.enlarged(white, 1450, 1451)) == 255).all()
+  with pytest.raises(types.UsageError, match='1451 x 1451 pixels are too larg'):
+    layers.enlarged(white, 1451, 1451)
 
 
 def test_features_and_reconstruction_are_of_the_view(generator):

@@ -162,11 +162,10 @@ class DHRNet(nn.Module):
       )
     top, left = (height - self.eval_crop) // 2, (width - self.eval_crop) // 2
     crop = image[:, top : top + self.eval_crop, left : left + self.eval_crop]
-    zoomed = jax.image.resize(crop.astype(jnp.float32), image.shape, 'linear')
     if image.dtype != jnp.uint8:
       # Of a search through images, which needs a gradient.
-      return zoomed
-    return jnp.round(zoomed).astype(jnp.uint8)
+      return jax.image.resize(crop.astype(jnp.float32), image.shape, 'linear')
+    return layers.enlarged(crop, height, width)
 
   def to_image(self, reconstruction: Array) -> Array:
     """A reconstruction as 8-bit images; [B, H, W, C]."""

@@ -14,7 +14,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from crosr_jax import types
 from crosr_jax.models import convolution
 
 Array = jax.Array
@@ -26,6 +28,8 @@ TURNS = (90, 180, 270)
 
 # Channels from which our convolution is faster on CPU; see benchmarks/.
 _WIDE = 64
+# Pixels of an image: `enlarged` holds 255 * 4 * H * W in 32 bits.
+_MOST_ENLARGED = (2**31 - 1) // (255 * 4)
 _IS_STOCK = contextvars.ContextVar('stock operations', default=False)
 
 
@@ -46,6 +50,38 @@ def standardise(
 def turned(x: Array, degrees: int) -> Array:
   """Turned counter-clockwise by a multiple of 90; [B, H, W, C]."""
   return jnp.rot90(x, degrees // 90, axes=(1, 2))
+
+
+def enlarged(image: Array, height: int, width: int) -> Array:
+  """8-bit images made larger bilinearly; [B, h, w, C] -> [B, H, W, C].
+
+  The border repeated. In whole numbers: halves are common, and which way floats
+  round them differs between programs of one net. Halves go to the even number.
+
+  Raises:
+    UsageError: where H x W is more than 32 bits have room for.
+  """
+  if height * width > _MOST_ENLARGED:
+    raise types.UsageError(
+      f'images of {height} x {width} pixels are too large for model.eval_crop, '
+      f'{_MOST_ENLARGED:,} pixels are the most; make data.image_size smaller, '
+      'or model.eval_crop 0'
+    )
+  x = image.astype(jnp.int32)
+  for axis, side in ((1, height), (2, width)):
+    old = x.shape[axis]
+    # Where the new pixels' centres lie, in steps of 1 / (2 side).
+    place = (2 * np.arange(side, dtype=np.int32) + 1) * old - side
+    low = place // (2 * side)
+    beyond = np.expand_dims(place - 2 * side * low, [0, *{1, 2, 3} - {axis}])
+    first, second = (
+      jnp.take(x, np.clip(i, 0, old - 1), axis=axis) for i in (low, low + 1)
+    )
+    x = first * (2 * side - beyond) + second * beyond
+  unit = 4 * height * width
+  whole, rest = x // unit, x % unit
+  is_up = (2 * rest > unit) | ((2 * rest == unit) & (whole % 2 == 1))
+  return (whole + is_up.astype(jnp.int32)).astype(jnp.uint8)
 
 
 def unstandardise(
