@@ -150,7 +150,7 @@ class DHRNet(nn.Module):
     view of a training with train.crop, which the augmentation has made there.
 
     Raises:
-      UsageError: for images smaller than the crop.
+      UsageError: for images smaller than the crop, or too large to be exact.
     """
     if train or not self.eval_crop:
       return image
