@@ -74,14 +74,6 @@ def add(
   """
   choice.check_reject_known(reject_known)
   weibull.check_rows(features)
-  # A duplicate tells nothing about how far samples of the class lie apart.
-  features = _distinct(features)
-  count = len(features.label)
-  if count < SMALLEST_CLASS:
-    raise types.UserError(
-      f'{name}: {count} different samples, at least {SMALLEST_CLASS} are '
-      'needed for the tail of a class'
-    )
   if fitted.vector == 'logits':
     raise types.UsageError(
       'a class can be added to a model that looks at codes; this one was '
@@ -93,7 +85,13 @@ def add(
   center = fitted.mav.mean(axis=0)[:width]
   unit = fitted.feature_scale[:width]
   a = _vector(features, center, len(fitted.mav)).astype(np.float64)
-  direction = _directions(np, a, center, unit)
+  direction = _distinct(_directions(np, a, center, unit))
+  count = len(direction)
+  if count < SMALLEST_CLASS:
+    raise types.UserError(
+      f'{name}: {count} different samples, at least {SMALLEST_CLASS} are '
+      'needed for the tail of a class'
+    )
   mav = direction.mean(axis=0, keepdims=True)
   away = np.linalg.norm(direction - mav, axis=1) * count / (count - 1)
   share = max(_TAIL_SHARE, 2.0 * reject_known)
@@ -195,14 +193,13 @@ def _vector(
   return a
 
 
-def _distinct(features: types.Features) -> types.Features:
-  """Without samples whose logits are those of one before.
+def _distinct(direction: np.ndarray) -> np.ndarray:
+  """Without those that are like one before, which tell nothing of the spread.
 
   To four decimals: the place in a batch may change the last bit.
   """
-  rounded = np.round(features.logits, 4)
-  _, first = np.unique(rounded, axis=0, return_index=True)
-  return features.rows(np.sort(first))
+  _, first = np.unique(np.round(direction, 4), axis=0, return_index=True)
+  return direction[np.sort(first)]
 
 
 def _directions(xp: Any, a: Any, center: Any, unit: Any) -> Any:

@@ -176,7 +176,9 @@ def against(scored: Scored, name: str, num_classes: int) -> dict[str, Any]:
     'n_known': len(test.label),
     'n_unknown': num_unknown,
     'openness': metrics.openness(test.logits.shape[1], num_classes),
-    'ceiling_f1': metrics.ceiling_f1(closed(test), test.label, num_unknown),
+    'ceiling_f1': metrics.ceiling_f1(
+      closed(test), test.label, num_unknown, test.logits.shape[1]
+    ),
     **figures,
   }
 

@@ -111,20 +111,24 @@ def class_f1(
 
 
 def ceiling_f1(
-  closed_prediction: np.ndarray, label: np.ndarray, num_unknown: int
+  closed_prediction: np.ndarray,
+  label: np.ndarray,
+  num_unknown: int,
+  num_classes: int,
 ) -> float:
   """Macro F1 of a perfect detector of unknowns on the same net.
 
   Args:
     closed_prediction: closed-set class of each known sample, [N].
-    label: its class, [N], 0..K-1, each there at least once.
+    label: its class, [N], 0..K-1.
     num_unknown: samples of the unknown set, all of which it finds.
+    num_classes: K; of a class without a sample F1 is 0, as in `macro_f1`.
   """
   unknown = np.full(num_unknown, types.UNKNOWN)
   return macro_f1(
     np.append(closed_prediction, unknown),
     np.append(label, unknown),
-    int(np.max(label)) + 1,
+    num_classes,
   )
 
 

@@ -278,7 +278,7 @@ def distances(
   features: types.Features, model: types.WeibullModel
 ) -> np.ndarray:
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
-  weibull.check_error(features)
+  weibull.check_rows(features)
   fitted = _float32(model, on_device=True)
   program = functools.partial(_distance_program, width=_width_of_parts(model))
   (result,) = by_blocks(
@@ -401,7 +401,7 @@ def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
     # A part that the features lack tells nothing.
     if mav.shape[1]:
       parts.append((i, norms(rest[:, columns], mav, fitted.square[i - 1])))
-  square = jnp.zeros(())
+  square = jnp.zeros((), a.dtype)
   for i, part in parts:
     mean, unit = fitted.part_mean[i], fitted.part_unit[i]
     above = jnp.maximum((part - mean[:, None]) * unit[:, None], 0.0)
@@ -721,7 +721,11 @@ def _padded(model: types.WeibullModel) -> tuple[np.ndarray, np.ndarray]:
 
 def _columns(fitted: _Fitted | None, num_classes: int) -> int:
   """What a program makes of a row at most, beside its vector."""
-  return max(num_classes, fitted.is_exemplar.size if fitted else 0)
+  if fitted is None:
+    return num_classes
+  # Cosines of all exemplars, and the nearest of each class.
+  k, size, width = fitted.exemplars.shape
+  return max(num_classes, k * size, k * width)
 
 
 def _width_of_parts(model: types.WeibullModel | None) -> int | None:

@@ -81,7 +81,8 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       raise types.UsageError(
         f'at least 2 classes are needed, y has 1 class: {self.classes_[0]!r}'
       )
-    words = self.classes_.dtype.kind in 'US'
+    # Those of pandas are objects.
+    words = all(isinstance(name, str) for name in self.classes_)
     if words != isinstance(self.unknown_label, str):
       raise types.UsageError(
         f'unknown_label={self.unknown_label!r} is of another kind than the '
@@ -171,6 +172,11 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
   def _features(self, X: np.ndarray, label: np.ndarray) -> types.Features:
     if hasattr(self.estimator_, 'decision_function'):
       logits = np.asarray(self.estimator_.decision_function(X))
+    elif not hasattr(self.estimator_, 'predict_proba'):
+      raise types.UsageError(
+        f'{self.estimator_}: a classifier with decision_function or '
+        'predict_proba is needed'
+      )
     else:
       probability = np.asarray(self.estimator_.predict_proba(X))
       logits = np.log(np.maximum(probability, np.finfo(np.float32).tiny))

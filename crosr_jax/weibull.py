@@ -66,6 +66,8 @@ _CELLS = 1 << 17
 _PIECE = 3 << 16
 # Distances that differ by less of themselves are equal.
 _ROUNDING = 3e-14
+# More of a distance than this should not be what float32 makes of it.
+_MOST_ROUNDING = 0.03
 # Pieces whose largest distances wait to be merged, at most.
 _MOST_PARTS = 1000
 
@@ -264,6 +266,11 @@ def _fit(
 ) -> list[types.WeibullModel]:
   """A model for each length of the tails, (tail_size, tail_share)."""
   count, mav, width = _class_means(blocks, vector, everyone)
+  if len(class_names) not in (0, len(count)):
+    raise types.UsageError(
+      f'class_names must name each of the {len(count)} classes, or none, got '
+      f'{len(class_names)} names'
+    )
   _check_counts(count, class_names)
   scale, dead = _feature_scale(
     blocks, vector, scaling, count, mav, width, everyone
@@ -283,9 +290,17 @@ def _fit(
   kept = [np.minimum(size, count) for size in wanted]
   tails = _Tails(np.max(kept, axis=0))
   for distance, label in _correct(blocks, vector, space.distance):
+    if not np.isfinite(distance).all():
+      k = label[np.argmin(np.isfinite(distance))]
+      raise types.UserError(
+        f'class {_name(k, class_names)}: a distance is not finite, features '
+        'are too large; look at them, or divide all by one number before fit '
+        'and score'
+      )
     tails.add(label, distance)
   if everyone is not alone:
     tails.share(everyone)
+  _warn_far(space, tails.padded(np.ones_like(count))[:, 0], class_names)
   models = []
   for size, keep in zip(wanted, kept, strict=True):
     _warn_short(size, count, class_names)
@@ -582,7 +597,8 @@ class _Space(NamedTuple):
       for x in zip(first, *correct, strict=True)
     )
     order = np.argsort(label, kind='stable')
-    count = np.bincount(label, minlength=len(self.mav))
+    order = order[~_is_copy(rows[order], label[order])]
+    count = np.bincount(label[order], minlength=len(self.mav))
     return self._replace(exemplars=rows[order], exemplar_count=count)
 
   def with_usual(self, correct: _Correct, everyone: Everyone) -> '_Space':
@@ -663,6 +679,24 @@ class _Space(NamedTuple):
     _less_own_mean(a, self.mav, label, spare)
     if np.any(self.scale != 1.0):
       a /= self.scale
+
+
+def _is_copy(unit: np.ndarray, label: np.ndarray) -> np.ndarray:
+  """Whether another, kept, of [N, D] directions and its class is the same, [N].
+
+  Samples that are there twice would be each other's neighbours, and the class's
+  other samples far from all of it. Copies lie side by side along any line.
+  """
+  line = np.random.default_rng(0).standard_normal(unit.shape[1], np.float32)
+  order = np.lexsort((unit @ line, label))
+  is_copy = np.zeros(len(unit), bool)
+  size = max(_CELLS // max(unit.shape[1], 1), 1)
+  for start in range(0, len(unit) - 1, size):
+    before, after = order[start : start + size], order[start + 1 :][:size]
+    before = before[: len(after)]
+    away = np.linalg.norm(unit[after] - unit[before], axis=1)
+    is_copy[after] = (away < ITSELF) & (label[after] == label[before])
+  return is_copy
 
 
 def _nearest(unit: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
@@ -954,6 +988,9 @@ def _feature_scale(
   """What each coordinate is divided by, [D], and which are dead, [D]."""
   num_classes, width = mav.shape
   scale, dead = np.ones(width), np.zeros(width, bool)
+  # What a constant seems to move is rounding.
+  farthest = np.maximum(mav.max(axis=0), -mav.min(axis=0))
+  floor = _ROUNDING * farthest
   if scaling == 'none':
     return scale, dead
   within, overall = _deviations(blocks, vector, count, mav, everyone)
@@ -961,11 +998,11 @@ def _feature_scale(
   unit = 1.0
   end = num_classes + latent_width
   for block in (slice(num_classes), slice(num_classes, end), slice(end, width)):
-    moving = overall[block][overall[block] > 0]
+    moving = overall[block][overall[block] > floor[block]]
     # The median: one wild coordinate must not make the others look dead. A
     # block that never moves takes the unit of the logits.
     unit = float(np.median(moving)) if len(moving) else unit
-    dead[block] = chosen[block] <= DEAD_SHARE * unit
+    dead[block] = chosen[block] <= np.maximum(DEAD_SHARE * unit, floor[block])
     scale[block] = np.where(dead[block], unit, chosen[block])
   return scale, dead
 
@@ -1083,10 +1120,11 @@ def _check_tail(tail_size: int, tail_share: float) -> None:
       'give either tail_size or tail_share and leave the other at 0, got '
       f'tail_size={tail_size} and tail_share={tail_share}'
     )
-  if tail_size and tail_size < 2:
+  is_whole = isinstance(tail_size, int | np.integer)
+  if tail_size and not (is_whole and tail_size >= 2):
     raise types.UsageError(
-      f'tail_size must be at least 2, got {tail_size}: a Weibull has two '
-      'parameters'
+      f'tail_size must be a whole number of at least 2, got {tail_size}: a '
+      'Weibull has two parameters'
     )
   if tail_share and not 0 < tail_share <= 1:
     raise types.UsageError(f'tail_share must be in (0, 1], got {tail_share}')
@@ -1095,6 +1133,17 @@ def _check_tail(tail_size: int, tail_share: float) -> None:
 def _check_features(features: types.Features) -> None:
   check_rows(features)
   num_classes = np.shape(features.logits)[1]
+  label = np.asarray(features.label)
+  if label.dtype.kind not in 'biuf':
+    raise types.UsageError(
+      f'labels must be numbers, 0..K-1 or -1 for unknown, got {label.dtype}'
+    )
+  if label.dtype.kind == 'f' and np.any(label != np.rint(label)):
+    row = np.flatnonzero(label != np.rint(label))[0]
+    raise types.UsageError(
+      f'label of sample {row} is {label[row]:g}; labels are whole, 0..K-1, -1 '
+      'for unknown'
+    )
   if len(features.label) and np.max(features.label) >= num_classes:
     raise types.UsageError(
       f'label {np.max(features.label)} is out of range for logits of '
@@ -1150,6 +1199,38 @@ def _warn_short(
     warnings.warn(
       f'a tail of {wanted[short[0]]} was asked for, but these classes have '
       f'fewer correct samples and were fitted on what they have: {named}{more}',
+      stacklevel=3,
+    )
+
+
+def _warn_far(
+  space: _Space, largest: np.ndarray, class_names: Sequence[str]
+) -> None:
+  """Where samples are so far from 0 that the scorer, in float32, errs.
+
+  `largest` is the largest distance to each mean, [K]; of vectors with parts
+  it is codes that are looked at.
+  """
+  columns = slice(None)
+  if space.vector in PART_WEIGHTS:
+    columns = slice(len(space.mav), len(space.mav) + space.width)
+    moves = np.isfinite(space.part_deviation[:, 1])
+    largest = np.where(moves, space.part_mean[:, 1], np.inf)
+  unit = np.square(1.0 / space.scale[columns])
+  rows = max(_CELLS // max(len(unit), 1), 1)
+  square = [
+    np.square(space.mav[start : start + rows, columns]) @ unit
+    for start in range(0, len(space.mav), rows)
+  ]
+  rounding = 2.0**-25 * np.sqrt(np.concatenate(square))
+  far = np.flatnonzero(rounding > _MOST_ROUNDING * largest)
+  if len(far):
+    k = far[0]
+    warnings.warn(
+      f'{len(far)} classes, {_name(k, class_names)} for one, lie so far from 0 '
+      f'that float32, in which samples are scored, rounds distances by up to '
+      f'{rounding[k]:.2g} of {largest[k]:.2g}: take the mean of the training '
+      'features from all features, in fit and score',
       stacklevel=3,
     )
 

@@ -172,6 +172,11 @@ def test_what_cannot_be_added(fitted):
   thrice = extension.add('cup', same, fitted, reject_known=0.02)
   for one, other in zip(once, thrice, strict=True):
     np.testing.assert_array_equal(one, other)
+  # It is codes too that differ.
+  clipped = new._replace(
+    logits=np.tile(np.float32([9, 0, 0]), (len(new[0]), 1))
+  )
+  assert extension.add('cup', clipped, fitted, reject_known=0.02).mav.size
   alike = types.Features(*(np.repeat(x[:1], 30, axis=0) for x in new))
   with pytest.raises(
     types.UserError, match='cup: 1 different samples, at least 10'

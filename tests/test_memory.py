@@ -36,11 +36,18 @@ def _score(vector, k, width):
   mav = np.multiply.outer(rng.normal(size=k), rng.normal(size=k + width))
   mav[np.arange(k), np.arange(k)] += 30
   fields = {}
-  if vector == 'evidence':
+  if vector in weibull.PART_WEIGHTS:
     fields = {
       'part_mean': np.ones((k, 3)),
       'part_deviation': np.ones((k, 3)),
       'latent_width': width,
+    }
+  if vector == 'neighbour':
+    near = mav + rng.normal(size=mav.shape)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    fields |= {
+      'exemplars': np.repeat(near.astype(np.float32), 2, axis=0),
+      'exemplar_count': np.full(k, 2),
     }
   model = types.WeibullModel(
     vector,
@@ -88,6 +95,8 @@ def _fit(vector, k, width):
     # The means in float32, once; of 'evidence', codes alone.
     ('score', 'joint', 4000, 16_000, 1.0, _FIXED),
     ('score', 'evidence', 10_000, 500, 0.05, _FIXED),
+    # Exemplars, and the nearest of each class for some rows at a time.
+    ('score', 'neighbour', 1000, 512, 4.0, _FIXED),
     # The means are the result.
     ('fit', 'evidence', 2000, 10_000, 1.0, 50),
   ],

@@ -57,9 +57,17 @@ def test_oscr_of_a_constant_is_half_the_accuracy():
 
 def test_ceiling_by_hand():
   # Class 0: 2 of 3 found, nothing else; class 1: found, and one of class 0.
-  found = metrics.ceiling_f1(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1]), 7)
+  closed, label = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+  found = metrics.ceiling_f1(closed, label, 7, 2)
   assert found == pytest.approx((0.8 + 2 / 3 + 1) / 3)
-  assert metrics.ceiling_f1(np.arange(3), np.arange(3), 5) == 1
+  assert metrics.ceiling_f1(np.arange(3), np.arange(3), 5, 3) == 1
+
+
+@pytest.mark.parametrize('missing', range(3))
+def test_the_ceiling_counts_classes_as_macro_f1_does(missing):
+  label = np.repeat(np.delete(np.arange(3), missing), 50)
+  # Two of three classes, and unknown.
+  assert metrics.ceiling_f1(label, label, 100, 3) == pytest.approx(3 / 4)
 
 
 def test_thresholds_keep_the_share():

@@ -118,26 +118,42 @@ def test_the_length_of_a_vector_tells_nothing_to_the_nearest(generator):
   )
 
 
-def test_duplicates_are_each_others_neighbours(generator):
-  once = _features(generator)
-  some = once.rows(np.r_[0:400, 0:40])
-  model = weibull.fit(some, tail_size=20, **_FIELDS)
-  own = scorer.distances(some, model)
-  assert np.isfinite(own).all()
-  _, away, label = _nearest(some, some)
-  # float64 leaves 1e-8 between equal ones.
-  away = np.where(away < 1e-6, 0, away)
-  assert (away == 0).sum() >= 70
-  for i in range(4):
-    assert model.part_mean[i, 0] == pytest.approx(
-      np.sqrt(away[label == i]).mean(), rel=1e-6
-    )
-  # Where every sample is there twice, nearest ones tell nothing.
-  twice = weibull.fit(
-    once.rows(np.tile(np.arange(400), 2)), tail_size=20, **_FIELDS
+@pytest.mark.parametrize('rounding', [0.0, 1e-7])
+def test_copies_are_no_neighbours(generator, rounding):
+  once, found = _features(generator), _features(generator, 100)
+  (second,) = np.nonzero(once.label == 2)
+  # A class that is there three times, as other places in a batch round it.
+  rows = np.r_[0:400, second, second]
+  some = once.rows(rows)
+  noise = 1 + rounding * generator.standard_normal(some.latent.shape)
+  some = some._replace(latent=(some.latent * noise).astype('f4'))
+  one, several = (
+    weibull.fit(x, tail_share=0.2, **_FIELDS) for x in (once, some)
   )
-  assert np.isinf(twice.part_deviation[:, 0]).all()
-  assert np.isfinite(scorer.score(once, twice).unknown_score).all()
+  np.testing.assert_array_equal(several.exemplar_count, one.exemplar_count)
+  np.testing.assert_allclose(
+    several.part_mean[:, 0], one.part_mean[:, 0], rtol=1e-4
+  )
+  a, b = (scorer.score(found, model) for model in (one, several))
+  of_second = found.label == 2
+  for scores in (a, b):
+    assert np.mean(scores.prediction[of_second] == types.UNKNOWN) < 0.3
+  # Nor in the scorer.
+  np.testing.assert_allclose(
+    scorer.distances(some, several),
+    scorer.distances(once, several)[rows],
+    rtol=1e-3,
+    atol=1e-3,
+  )
+
+
+def test_a_class_of_one_sample_many_times(generator):
+  features = _features(generator)
+  (second,) = np.nonzero(features.label == 2)
+  rows = np.arange(400)
+  rows[second] = second[0]
+  with pytest.raises(types.UserError, match=r'class 2.*all equal'):
+    weibull.fit(features.rows(rows), tail_size=20, **_FIELDS)
 
 
 def test_a_sample_without_a_direction(generator):

@@ -361,6 +361,12 @@ def test_bad_features():
     scorer.score(narrow, model)
 
 
+def test_parts_of_other_samples():
+  features, model = _problem(0)
+  with pytest.raises(types.UsageError, match='one row per sample'):
+    scorer.distances(features._replace(latent=features.latent[:9]), model)
+
+
 def test_features_beyond_float32_are_an_error():
   features, model = _problem(0)
   features.logits[4] = 1e30
@@ -375,6 +381,26 @@ def test_lists_will_do():
     scorer.score(lists, model), scorer.score(features, model), strict=True
   ):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('vector', ['joint', 'evidence', 'neighbour'])
+def test_of_a_caller_in_float64_rows_are_alike(vector):
+  """Later blocks are computed by threads, which his context does not reach."""
+  rng = np.random.default_rng(0)
+  # More than a block.
+  label = np.repeat(np.arange(10), 300)
+  features = types.Features(
+    (rng.normal(size=(3000, 10)) + 6 * np.eye(10)[label]).astype(np.float32),
+    rng.normal(size=(3000, 16)).astype(np.float32),
+    label,
+    rng.uniform(0.1, 1, 3000).astype(np.float32),
+  )
+  model = weibull.fit(features, vector=vector, tail_size=20)
+  with jax.enable_x64(True):
+    whole = scorer.score(features, model)
+    last = scorer.score(features.rows(slice(2999, 3000)), model)
+  assert whole.unknown_score.dtype == whole.probability.dtype == np.float32
+  assert whole.unknown_score[2999] == last.unknown_score[0]
 
 
 def test_no_samples():

@@ -97,6 +97,12 @@ def test_words(digits):
   longer = OpenSetClassifier(unknown_label='none of these')
   assert 'none of these' in longer.fit(train, names[label]).predict(strange)
   assert 0.7 < words.score(train, names[label]) < 1
+  # As pandas has them.
+  objects = OpenSetClassifier(unknown_label='unknown')
+  objects.fit(train, names.astype(object)[label])
+  np.testing.assert_array_equal(objects.predict(strange), b)
+  with pytest.raises(types.UsageError, match="take 'unknown' for words"):
+    OpenSetClassifier().fit(train, names.astype(object)[label])
 
 
 def test_against_scipy():
@@ -142,6 +148,7 @@ def test_errors(digits):
       {'estimator': svm.SVC(decision_function_shape='ovo')},
       '21 decision values for 7 classes',
     ),
+    ({'estimator': linear_model.LinearRegression()}, 'or predict_proba is'),
   ):
     with pytest.raises(types.UsageError, match=words):
       OpenSetClassifier(**fields).fit(train, label)

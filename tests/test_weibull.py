@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from crosr_jax import types, weibull
+from crosr_jax import scorer, types, weibull
 
 _LIBMR = GOLDEN / 'libmr.json'
 
@@ -161,6 +162,8 @@ def test_share_of_a_class(generator, count, share, expected):
     ([], {'tail_size': 2}, 'no class'),
     ([[1.0, 2.0]], {'tail_size': 1}, 'at least 2, got 1'),
     ([[1.0, 2.0]], {'tail_size': -3}, 'at least 2, got -3'),
+    ([[1.0, 2.0]], {'tail_size': 2.0}, 'whole number.*got 2.0'),
+    ([[1.0, 2.0]], {'tail_size': float('nan')}, 'whole number.*got nan'),
     ([[1.0, 2.0]], {'tail_share': 1.5}, r'in \(0, 1\], got 1.5'),
     ([[1.0, 2.0]], {'tail_share': float('nan')}, r'in \(0, 1\], got nan'),
     ([[1.0, 2.0]], {}, 'either tail_size or tail_share'),
@@ -313,9 +316,30 @@ def test_large_offsets_keep_their_digits(generator):
   features = _features(generator)
   shifted = features._replace(latent=features.latent.astype(np.float64) + 1e8)
   a = weibull.fit(features, scaling='within_class', tail_size=20)
-  b = weibull.fit(shifted, scaling='within_class', tail_size=20)
+  with pytest.warns(UserWarning, match='so far from 0 that float32'):
+    b = weibull.fit(shifted, scaling='within_class', tail_size=20)
   np.testing.assert_allclose(a.feature_scale, b.feature_scale, rtol=1e-6)
   np.testing.assert_allclose(a.shape, b.shape, rtol=1e-4)
+
+
+@pytest.mark.parametrize('vector', ['joint', 'evidence'])
+@pytest.mark.parametrize('scaling', ['none', 'within_class'])
+def test_far_from_0_warns_before_scores_are_wrong(generator, vector, scaling):
+  def scores(offset):
+    a, b = (
+      x._replace(latent=x.latent.astype(np.float64) + offset)
+      for x in (train, test)
+    )
+    fitted = weibull.fit(a, vector=vector, scaling=scaling, tail_size=20)
+    return scorer.distances(b, fitted)
+
+  train, test = _features(generator), _features(generator)
+  expected = scores(0.0)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    np.testing.assert_allclose(scores(1e5), expected, rtol=0.05, atol=0.05)
+  with pytest.warns(UserWarning, match=r'4 classes, 0 for one, lie so far'):
+    scores(1e8)
 
 
 def test_wrong_and_unknown_samples_are_left_out(generator):
@@ -344,6 +368,23 @@ def test_dead_coordinates_cannot_decide_alone(generator):
   others = np.delete(scale[k:], 2)
   np.testing.assert_allclose(
     fitted.feature_scale[k + 2], np.median(others), rtol=1e-9
+  )
+
+
+@pytest.mark.parametrize('constant', [1 / 3, 1e9 / 7])
+def test_constants_are_dead_whatever_rounding_makes_of_them(
+  generator, constant
+):
+  features = _features(generator)
+  still = np.full((len(features.label), 9), constant)
+  wider = features._replace(latent=np.hstack([features.latent, still]))
+  a, b = (
+    weibull.fit(x, scaling='std', tail_size=20) for x in (features, wider)
+  )
+  assert not b.dead[:10].any() and b.dead[10:].all()
+  np.testing.assert_allclose(b.feature_scale[:10], a.feature_scale, rtol=1e-6)
+  np.testing.assert_allclose(
+    b.feature_scale[10:], np.median(a.feature_scale[4:]), rtol=1e-6
   )
 
 
@@ -405,6 +446,9 @@ def test_short_classes_warn_by_name(generator):
   [
     ({'label': np.zeros(3, np.int32)}, 'one row per sample'),
     ({'label': np.full(400, 9, np.int32)}, 'label 9 is out of range'),
+    ({'label': np.full(400, np.nan)}, 'label of sample 0 is nan'),
+    ({'label': np.arange(400) / 399}, r'label of sample 1 is 0\.0025'),
+    ({'label': np.full(400, 'fig')}, 'labels must be numbers.*<U3'),
     ({'logits': np.zeros((400, 1))}, 'label|at least 2 classes'),
     ({'latent': np.zeros(400)}, 'latent \\[N, L\\]'),
     ({'latent': np.full((400, 6), np.nan)}, '2400 of 4000.*not finite'),
@@ -413,6 +457,27 @@ def test_short_classes_warn_by_name(generator):
 def test_bad_features(generator, change, message):
   with pytest.raises(ValueError, match=message):
     weibull.fit(_features(generator)._replace(**change), tail_size=20)
+
+
+@pytest.mark.parametrize('vector', weibull.VECTORS[1:])
+def test_a_sample_that_is_too_large_is_told_by_its_class(generator, vector):
+  features = _features(generator)
+  row = np.flatnonzero(features.label == 2)[1]
+  # Which a float64 holds, and its square not.
+  latent = features.latent.astype(np.float64)
+  latent[row] = 1e200
+  logits = np.eye(4)[features.label]
+  large = features._replace(logits=logits, latent=latent)
+  with (
+    np.errstate(over='ignore', invalid='ignore'),
+    pytest.raises(types.UserError, match=r'class \d: a distance is not finite'),
+  ):
+    weibull.fit(large, vector=vector, tail_size=20)
+
+
+def test_names_of_other_classes(generator):
+  with pytest.raises(types.UsageError, match=r'the 4 classes.*2 names'):
+    weibull.fit(_features(generator), tail_size=20, class_names=['a', 'b'])
 
 
 def test_unknown_choices_suggest(generator):
