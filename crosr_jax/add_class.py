@@ -15,7 +15,7 @@ import logging
 
 from absl import flags
 
-from crosr_jax import cli, types
+from crosr_jax import cli, files, types
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
 _NAME = flags.DEFINE_string('name', '', 'of the new class')
@@ -31,15 +31,17 @@ def main(arguments: list[str]) -> None:
   paths = named.paths(arguments)
   from crosr_jax import openset
 
-  model = openset.load(workdir)
-  model.check_name(_NAME.value)
-  image, faults = images.read_all(paths, model.image_shape)
-  for i, fault in faults.items():
-    logging.warning('%s is left out: %s', paths[i], fault)
-  found = model.features(image)
-  before = model.score(found).prediction
-  model = model.with_class(_NAME.value, found)
-  model.save_added(workdir)
+  # Two at a time would each keep a class of their own alone.
+  with files.held(workdir):
+    model = openset.load(workdir)
+    model.check_name(_NAME.value)
+    image, faults = images.read_all(paths, model.image_shape)
+    for i, fault in faults.items():
+      logging.warning('%s is left out: %s', paths[i], fault)
+    found = model.features(image)
+    before = model.score(found).prediction
+    model = model.with_class(_NAME.value, found)
+    model.save_added(workdir)
   after = model.score(found).prediction
   known = (before != types.UNKNOWN).sum()
   named_so = (after == len(model.class_names) - 1).sum()

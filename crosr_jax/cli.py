@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import io
 import logging
 import os
 import pathlib
@@ -30,6 +31,11 @@ _CACHE = flags.DEFINE_string(
   '',
   'folder of this machine for copies of gs:// folders; default '
   '$CROSR_JAX_CACHE, or else ~/.cache/crosr_jax',
+)
+# Control characters, ends of lines and paragraphs, marks that turn the
+# direction of writing, and what is no text.
+_HIDDEN = re.compile(
+  '[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 )
 # Gives the local copy of a URL, as bucket.workdir does.
 Opens = Callable[[str, str], pathlib.Path]
@@ -228,6 +234,7 @@ def run(
     main: the command.
     takes_arguments: whether it is called with what is no flag.
   """
+  _open_streams()
   _set_up_logging()
   signals.listen()
   try:
@@ -242,8 +249,7 @@ def run(
       )
     with bucket.session():
       main(*([arguments] if takes_arguments else []))
-    if sys.stdout:
-      sys.stdout.flush()
+    sys.stdout.flush()
   except types.UserError as error:
     _end(str(error), error.exit_code)
   except flags.Error as error:
@@ -263,7 +269,7 @@ def run(
   except signals.Terminated:
     signals.end()
   except KeyboardInterrupt:
-    _end('interrupted; the same command goes on where it was stopped', 130)
+    _end('interrupted; the same command goes on from what was saved', 130)
   except Exception as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -447,6 +453,21 @@ def _wrap(line: str) -> str:
   return textwrap.fill(
     line, 80, subsequent_indent=' ' * 6, break_long_words=False
   )
+
+
+def in_line(text: str) -> str:
+  """What would end, steer or turn round a line of a terminal, as escapes."""
+  return _HIDDEN.sub(lambda x: x[0].encode('unicode_escape').decode(), text)
+
+
+def _open_streams() -> None:
+  """Those that a daemon or `>&-` closed; and a name ends no output."""
+  for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+    if getattr(sys, name) is None:
+      setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+  # Names of files need not be text, nor what the terminal can show.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def _set_up_logging() -> None:

@@ -30,12 +30,12 @@ def stream(
 
   The net is in evaluation mode; every sample comes once: of several processes
   each has those of its own `share`. `batch_size` is the rows of a batch, 0 =
-  256, fewer for images of more than 128 x 128.
+  256, fewer for images of more than 128 x 128 pixels with all their views.
   """
   share = sharding.share(len(image))
   image, label = images.part(image, share), label[share]
   run, variables = _compiled(model), sharding.replicate(variables)
-  batch_size = batch_size or most_rows(image.shape)
+  batch_size = batch_size or most_rows(model, image.shape)
   # What fills the last batch up is cut off again.
   for batch in batches.padded(image, label, sharding.evened(batch_size)):
     parts = [np.asarray(x)[batch.mask] for x in run(variables, batch.image)]
@@ -70,9 +70,10 @@ def extract(
   return types.Features(*map(sharding.gathered, found))
 
 
-def most_rows(shape: tuple[int, ...]) -> int:
+def most_rows(model: models.Net, shape: tuple[int, ...]) -> int:
   """Of a batch of images [N, H, W, C], however many there are."""
-  return max(1, min(_MOST_ROWS, _MOST_PIXELS // (shape[1] * shape[2])))
+  pixels = shape[1] * shape[2] * model.num_views
+  return max(1, min(_MOST_ROWS, _MOST_PIXELS // pixels))
 
 
 def reconstruct(
@@ -80,9 +81,13 @@ def reconstruct(
   variables: Variables,
   image: np.ndarray,
   *,
-  batch_size: int = 64,
+  batch_size: int = 0,
 ) -> np.ndarray:
-  """Reconstructions of [N, H, W, C] uint8 images, as uint8 images."""
+  """Reconstructions of [N, H, W, C] uint8 images, as uint8 images.
+
+  `batch_size` is as for `stream`, but for 0 at most 64.
+  """
+  batch_size = batch_size or min(64, most_rows(model, image.shape))
   run = _compiled_reconstruction(model)
   label = np.zeros(len(image), np.int32)
   return np.concatenate(

@@ -23,9 +23,16 @@ def aside(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
   The new file lies in the same folder until it is complete, so that the
   rename never crosses a file system. Missing folders are made. What writers of
-  the same file left there when they were killed is removed.
+  the same file left there when they were killed is removed. A link stays one,
+  to a new file.
+
+  Raises:
+    UsageError: where a folder, device or pipe is there, which a rename would
+      replace.
   """
-  path = pathlib.Path(path)
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise types.UsageError(f'{path} is no regular file; name another')
+  path = pathlib.Path(os.path.realpath(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   host = _host()
   for old in path.parent.glob(f'.{glob.escape(path.name)}.*.*.*{_ASIDE}'):

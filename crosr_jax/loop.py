@@ -34,10 +34,22 @@ class Trained(NamedTuple):
   images_per_second: float  # compilation not counted
 
   @property
+  def evaluated_step(self) -> int | list[int]:
+    """Step that `state` is of; of an ensemble one each, where they differ."""
+    return np.asarray(self.state.step).tolist()
+
+  @property
+  def evaluated(self) -> dict:
+    """The row of `history` that tells of `state`; of members' own the last."""
+    step = self.evaluated_step
+    return next(
+      (r for r in self.history if r['step'] == step), self.history[-1]
+    )
+
+  @property
   def select_accuracy(self) -> float:
     """Closed-set accuracy of `state` on the select part."""
-    step = int(self.state.step)
-    return next(r['select_accuracy'] for r in self.history if r['step'] == step)
+    return self.evaluated['select_accuracy']
 
 
 def run(

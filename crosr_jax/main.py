@@ -76,7 +76,7 @@ def main() -> None:
     return
   print(terminal.summary(result))
   for found in result['skipped']:
-    print(f'left out: {found["path"]}: {found["reason"]}')
+    print(cli.in_line(f'left out: {found["path"]}: {found["reason"]}'))
   print(f'Report: {workdir / "report.html"}')
 
 

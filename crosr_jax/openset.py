@@ -76,7 +76,7 @@ class OpenSetModel:
     """
     image = self._checked(image)
     label = np.full(len(image), types.UNKNOWN, np.int32)
-    batch_size = batch_size or _batch_size(image.shape)
+    batch_size = batch_size or _batch_size(self.net, image.shape)
     found = features.extract(
       self.net, self.variables, image, label, batch_size=batch_size
     )
@@ -226,7 +226,7 @@ class OpenSetModel:
     if self.net.lateral == 'none':
       raise types.UsageError('this net was trained without a decoder')
     image = self._checked(image)
-    batch_size = batch_size or _batch_size(image.shape)
+    batch_size = batch_size or _batch_size(self.net, image.shape)
     return features.reconstruct(
       self.net, self.variables, image, batch_size=batch_size
     )
@@ -244,9 +244,9 @@ class OpenSetModel:
     return image
 
 
-def _batch_size(shape: tuple[int, ...]) -> int:
+def _batch_size(net: models.Net, shape: tuple[int, ...]) -> int:
   """Rows of a batch of [N, H, W, C]: what fills one up costs as an image."""
-  most = features.most_rows(shape)
+  most = features.most_rows(net, shape)
   return min(next((n for n in _FEW if shape[0] <= n), most), most)
 
 

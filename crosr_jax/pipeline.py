@@ -59,6 +59,8 @@ _GIVEN = (
   *('seed', 'data_dir', 'parallel', 'training'),
   *('steps_per_dispatch', 'data_on_device'),
 )
+# Fields that name folders of images.
+_FOLDERS = ('train_dir', 'test_dir')
 # Fields that `run` itself reads.
 _OWN = {
   'seed': int,
@@ -111,6 +113,7 @@ def run(
       one line that names the value and the way out.
   """
   check_config(config)
+  check_apart(config, workdir)
   with _opened(config, name, workdir):
     logging.info('reading %s', config.data.name)
     # What has to be prepared for it is there when the others come.
@@ -242,6 +245,20 @@ def check_sections(config: config_dict.ConfigDict) -> None:
       )
 
 
+def check_apart(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises a UsageError where a folder of images would hold the workdir."""
+  named = [(f'data.{field}', config.data[field]) for field in _FOLDERS]
+  dirs = config.evaluation.unknown_dirs
+  named += [('evaluation.unknown_dirs', x) for x in dirs]
+  for field, folder in named:
+    root = files.user_path(folder).resolve()
+    if folder and workdir.resolve().is_relative_to(root):
+      raise types.UsageError(
+        f'--workdir={workdir} lies in {field}={folder}, whose folders are '
+        'classes; take one elsewhere'
+      )
+
+
 @contextlib.contextmanager
 def _opened(
   config: config_dict.ConfigDict, name: str, workdir: pathlib.Path
@@ -267,7 +284,9 @@ def _opened(
       bind(config, workdir)
       bucket.take(workdir)
       # Last, so that a workdir that is refused leaves no open file.
-      handler = logging.FileHandler(workdir / 'run.log')
+      handler = logging.FileHandler(
+        workdir / 'run.log', encoding='utf-8', errors='backslashreplace'
+      )
     except OSError as error:
       raise types.UsageError(
         f'--workdir={workdir} cannot be written: {error.strerror}; take another'
@@ -538,8 +557,8 @@ def _result(
     'duplicates': repeated,
     'train': {
       'steps': trained.history[-1]['step'],
-      # The same, but where train.keep is 'best'.
-      'evaluated_step': int(trained.state.step),
+      # The same, but where train.keep is 'best'; then of members one each.
+      'evaluated_step': trained.evaluated_step,
       'seconds': trained.seconds,
       'images_per_second': trained.images_per_second,
     },
@@ -646,7 +665,7 @@ def _model_info(
       name: found.num_classes for name, found in benchmark.unknown.items()
     },
     'evaluation_seed': config.data.evaluation_seed,
-    'source_step': int(trained.state.step),
+    'source_step': trained.evaluated_step,
     'config_sha256': hashlib.sha256(bound.encode()).hexdigest(),
     'versions': _versions(),
   }

@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -31,11 +30,6 @@ _REJECT_KNOWN = cli.define_reject_known()
 
 _BLOCK = 256
 _UNKNOWN = 'unknown'
-# Control characters, ends of lines and paragraphs, marks that turn the
-# direction of writing, and what is no text.
-_HIDDEN = re.compile(
-  '[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
-)
 
 
 class Row(NamedTuple):
@@ -145,7 +139,7 @@ class _Table:
     prediction, best, unknown, nearest, path = cells
     n = self._width
     text = f'{prediction:{n}} {best:>6} {unknown:>8}  {nearest:{n}} {path}'
-    self._stream.write(_in_line(text) + '\n')
+    self._stream.write(cli.in_line(text) + '\n')
 
 
 class _Json:
@@ -184,11 +178,6 @@ class _Csv:
     # A return within a cell is quoted only where it could end the line.
     csv.writer(line, lineterminator='\r\n').writerow(cells)
     self._stream.write(line.getvalue().removesuffix('\r\n') + '\n')
-
-
-def _in_line(text: str) -> str:
-  """What would end, steer or turn round a line of a terminal, as escapes."""
-  return _HIDDEN.sub(lambda x: x[0].encode('unicode_escape').decode(), text)
 
 
 def _printable(text: str) -> str:

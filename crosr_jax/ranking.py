@@ -83,6 +83,7 @@ def run(
     UserError: where a field cannot be used.
   """
   pipeline.check_config(config)
+  pipeline.check_apart(config, workdir)
   if config.counterfactual.count:
     raise types.UsageError(
       f'counterfactual.count={config.counterfactual.count}: recipes of nets '

@@ -6,7 +6,7 @@ Layout of a workdir, for whoever uses the model:
                  the samples held out for thresholds
   features.npz   features of every part, unless report.features is off
   added.npz      classes that were added since, if any
-  model.json     all else that an answer needs, and the digests of the others
+  model.json     all else that an answer needs, and all digests
 Nothing that is read can run code, and files are read only if they belong
 together: model.json is written last.
 """
@@ -25,7 +25,7 @@ from flax import traverse_util
 
 from crosr_jax import bucket, extension, files, types
 
-FORMAT = 3
+FORMAT = 4
 _AGAIN = 'run the main job again in this workdir, which trains nothing anew'
 
 
@@ -71,6 +71,7 @@ def save(
     )
     added.replace(old)
   info = {**saved.info, 'format': FORMAT, **digests}
+  info['sha256'] = _digest(info)
   files.write_text(
     workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
   )
@@ -123,7 +124,14 @@ def load_info(workdir: pathlib.Path) -> dict[str, Any]:
       f'{path} is of format {info.get("format")}, this version of crosr_jax '
       f'reads {FORMAT}; {_AGAIN}'
     )
+  if info.pop('sha256', None) != _digest(info):
+    raise types.UserError(f'{path} is damaged; {_AGAIN}')
   return info
+
+
+def _digest(info: Mapping[str, Any]) -> str:
+  """SHA-256 of what JSON holds."""
+  return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def save_added(
@@ -193,9 +201,15 @@ def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:
   """Features of a run by part: train, select, calibrate, test, unknown sets.
 
   Raises:
-    UserError: as `load`.
+    UserError: as `load`, and where the run keeps none.
   """
-  arrays = _read(workdir, 'features.npz', load_info(workdir))
+  info = load_info(workdir)
+  if 'features_sha256' not in info:
+    raise types.UserError(
+      f'{workdir} keeps no features (report.features=False); run the main job '
+      'again in it with --config.report.features=True'
+    )
+  arrays = _read(workdir, 'features.npz', info)
   return {name: types.Features(**x) for name, x in _by_name(arrays).items()}
 
 

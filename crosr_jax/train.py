@@ -8,7 +8,7 @@ import logging
 import pathlib
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ from crosr_jax.models import dhrnet, ensemble, layers, summary
 Array = jax.Array
 
 _IMAGES_FOR_INIT = 512
+_PIXELS_FOR_INIT = 1 << 25
 _WORDS = loop.Words(
   'training',
   ('loss', 'cross_entropy', 'reconstruction', 'accuracy'),
@@ -412,7 +413,7 @@ def fit(
   state = init_state(
     model,
     rule,
-    images.spread(train.image, _IMAGES_FOR_INIT),
+    images.spread(train.image, _images_for_init(model, train.image.shape)),
     named_key(jax.random.key(seed), 'init'),
     average=average,
   )
@@ -431,6 +432,12 @@ def fit(
     keep=keep,
     select_accuracy=functools.partial(_accuracy, model, select),
   )
+
+
+def _images_for_init(model: dhrnet.DHRNet, shape: Sequence[int]) -> int:
+  """Of [N, H, W, C], with all views of each in memory at once."""
+  pixels = shape[1] * shape[2] * model.num_views
+  return max(1, min(_IMAGES_FOR_INIT, _PIXELS_FOR_INIT // pixels))
 
 
 def fit_all(
@@ -478,14 +485,18 @@ def fit_all(
     | {'step': rows[0]['step']}
     for rows in zip(*(x.history for x in trained), strict=True)
   ]
-  state = TrainState(np.int32(history[-1]['step']), params, batch_stats, ())
-  history[-1]['select_accuracy'] = _accuracy(model, select, state)
-  return loop.Trained(
+  steps = np.array([x.state.step for x in trained], np.int32)
+  # With train.keep='best' each has its own.
+  step = steps if np.ptp(steps) else steps[0]
+  state = TrainState(step, params, batch_stats, ())
+  found = loop.Trained(
     state,
     history,
     sum(x.seconds for x in trained),
     float(np.mean([x.images_per_second for x in trained])),
   )
+  found.evaluated['select_accuracy'] = _accuracy(model, select, state)
+  return found
 
 
 def build_step(

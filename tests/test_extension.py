@@ -17,6 +17,7 @@ from crosr_jax import (
   exported,
   exporting,
   extension,
+  files,
   openset,
   saved,
   scorer,
@@ -301,6 +302,10 @@ def test_command(digits_copy, sevens, tmp_path):
       env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
     )
 
+  # Two at a time would lose one.
+  with files.held(digits_copy):
+    done = run('add_class', '--name=seven', str(folder))
+  assert done.returncode == 1 and 'is in use by process' in done.stderr
   done = run('add_class', '--name=seven', str(folder))
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith('seven: added, from 70 images. Of these, ')

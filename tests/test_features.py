@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from crosr_jax import features, models
+from crosr_jax import features, models, train
 
 _SHAPE = (8, 8, 1)
 
@@ -82,3 +82,35 @@ def test_large_images_come_in_small_batches(net, monkeypatch):
   assert [len(block.label) for block in blocks] == [16, 16, 8]
   for a, b in zip(zip(*blocks, strict=True), whole, strict=True):
     np.testing.assert_allclose(np.concatenate(a), b, rtol=1e-5, atol=1e-6)
+  # With all of their views in memory at once.
+  mirrored = net[0].clone(eval_mirror=True)
+  blocks = list(features.stream(mirrored, net[1], image, label))
+  assert [len(block.label) for block in blocks] == [8] * 5
+
+
+@pytest.mark.parametrize('members', [1, 2])
+def test_views_are_counted(members):
+  for fields, expected in (
+    ({}, 1),
+    ({'eval_mirror': True}, 2),
+    ({'rotation_classes': (90, 270)}, 1),
+    ({'rotation_classes': (90, 270), 'eval_rotations': True}, 3),
+    (
+      {
+        'rotation_classes': (90, 180, 270), 'eval_rotations': True,
+        'eval_mirror': True,
+      },
+      8,
+    ),
+  ):  # fmt: skip
+    net = models.build(
+      3, [0.4], [0.3], backbone='digits_cnn', width=4, dropout=0.0,
+      head_dropout=0.0, latent_width=3, members=members, **fields,
+    )  # fmt: skip
+    assert net.num_views == expected
+    assert features.most_rows(net, (9, 512, 512, 3)) == 16 // expected
+    assert features.most_rows(net, (9, 32, 32, 3)) == 256
+    first = getattr(net, 'members', (net,))[0]
+    # Of what whitening sees, the configs' images as they were.
+    assert train._images_for_init(first, (50_000, 64, 64, 3)) == 512
+    assert train._images_for_init(first, (9, 512, 512, 3)) == 128 // expected

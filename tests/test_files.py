@@ -48,6 +48,25 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path, environment):
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+  pipe, target, link = (tmp_path / x for x in ('pipe', 'target', 'link'))
+  os.mkfifo(pipe)
+  for path in (pipe, os.devnull, tmp_path):
+    with pytest.raises(types.UsageError, match='is no regular file'):
+      files.write_text(path, 'x')
+  assert pipe.is_fifo()
+  # What a link means is written, one that leads nowhere yet too.
+  link.symlink_to(target.name)
+  for text in ('new', 'newer'):
+    files.write_text(link, text)
+    assert link.is_symlink() and target.read_text() == text
+  assert sorted(x.name for x in tmp_path.iterdir()) == [
+    'link',
+    'pipe',
+    'target',
+  ]
+
+
 def test_a_folder_is_held_by_one(tmp_path):
   with files.held(tmp_path):
     holder = f'process {os.getpid()} on {socket.gethostname()}'

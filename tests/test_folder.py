@@ -12,7 +12,7 @@ from PIL import Image
 from test_images import bad_files
 
 from crosr_jax import data, models, openset, pipeline, train, types
-from crosr_jax.data import batches, duplicates, folder, images, splits
+from crosr_jax.data import batches, duplicates, folder, images, named, splits
 from crosr_jax.models import backbones, resnet
 
 _SHAPE = (8, 8, 3)
@@ -86,6 +86,63 @@ def test_what_is_no_image_is_left_out(photos):
     assert reason in reasons[name]
   assert 'no class folder' in reasons['readme.txt']
   assert 'no such file' in reasons['gone.png']
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read all')
+def test_a_folder_that_may_not_be_read(photos):
+  closed = photos / 'known' / 'fig' / 'closed'
+  closed.mkdir(mode=0)
+  found, skipped = _source(photos)
+  assert len(found.label) == 42
+  assert [(s.path, 'Permission' in s.reason) for s in skipped] == [
+    (str(closed), True)
+  ]
+
+
+def test_of_a_folder_that_may_not_be_read_the_rest_is_used(photos, monkeypatch):
+  """The same for root, who may."""
+  closed = photos / 'known' / 'fig' / 'closed'
+  closed.mkdir()
+  scandir = os.scandir
+
+  def refused(path):
+    if pathlib.Path(path) == closed:
+      raise PermissionError(13, 'Permission denied', str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refused)
+  found, skipped = _source(photos)
+  assert len(found.label) == 42
+  assert [s.path for s in skipped] == [str(closed)]
+  assert str(closed) in named.paths([str(photos / 'known')])
+
+
+def test_patterns(photos, tmp_path, monkeypatch):
+  (photos / 'known' / 'none').mkdir()
+  every = named.paths([str(photos / 'known' / '*')])
+  assert len(every) == 42
+  with pytest.raises(types.UsageError, match='holds no image'):
+    named.paths([str(photos / 'known' / 'none')])
+  with pytest.raises(types.UsageError, match='fits no file'):
+    named.paths([str(photos / 'known' / 'none' / '*')])
+  # A link to nothing that is called as a pattern.
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / '*').symlink_to('nowhere')
+  assert named.paths(['*']) == ['*']
+
+
+@pytest.mark.parametrize('field', ['train_dir', 'test_dir', 'unknown_dirs'])
+def test_a_workdir_among_the_images(photos, field):
+  config = CONFIGS['folder'].copy_and_resolve_references()
+  config.data.train_dir = str(photos / 'known')
+  if field == 'unknown_dirs':
+    config.evaluation.unknown_dirs = (str(photos / 'other'),)
+  else:
+    config.data[field] = str(photos / 'other')
+  workdir = photos / 'other' / 'runs' / 'folder'
+  with pytest.raises(types.UsageError, match=f'lies in .*{field}.*elsewhere'):
+    pipeline.run(config, 'folder', workdir, photos / 'data')
+  assert not (photos / 'other').exists()
 
 
 def test_files_are_read_once(photos, monkeypatch):

@@ -200,11 +200,13 @@ def test_last_layer_reaches_negative_values(generator):
   assert ended.reconstruction.min() == 0
 
 
-def test_standardised_once_and_back(generator):
+def test_standardised_once_and_back(generator, monkeypatch):
   image = _image(generator, 3, (4, 4, 3))
   mean, deviation = models.pixel_statistics(image)
   np.testing.assert_allclose(mean, image.mean((0, 1, 2)) / 255)
   np.testing.assert_allclose(deviation, image.std((0, 1, 2)) / 255)
+  monkeypatch.setattr(models, '_IMAGES_AT_A_TIME', 2)
+  assert models.pixel_statistics(image) == (mean, deviation)
   x = layers.standardise(image, mean, deviation)
   np.testing.assert_allclose(x.mean((0, 1, 2)), 0, atol=1e-6)
   np.testing.assert_allclose(x.std((0, 1, 2)), 1, rtol=1e-5)

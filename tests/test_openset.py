@@ -170,7 +170,7 @@ def test_a_net_without_a_decoder_and_without_features(
   assert np.mean(rejected) == report['known_rejected']['test']
   with pytest.raises(types.UsageError, match='without a decoder'):
     model.reconstruct(benchmark.test.image)
-  with pytest.raises(types.UserError, match=r'features\.npz is missing'):
+  with pytest.raises(types.UserError, match=r'report\.features=True'):
     saved.load_features(tmp_path)
 
 
@@ -291,6 +291,36 @@ def test_names_that_are_no_text(workdir, environment, pictures):
   assert b'cannot be read (File name too long)' in lines[2]
   # 12 and the odd one, and those behind the link once more.
   assert len(lines) == 3 + 13 + 6
+
+
+def test_names_that_the_terminal_cannot_show(workdir, environment, pictures):
+  folder, _ = pictures
+  (folder / '0' / '00.png').rename(folder / '0' / '\U0001f600.png')
+  # JSON is ASCII.
+  for form, shown in (('table', 'f600'), ('csv', 'f600'), ('json', 'ude00')):
+    process = subprocess.run(
+      [sys.executable, '-m', 'crosr_jax.predict', f'--workdir={workdir}',
+       f'--format={form}', folder],
+      cwd=ROOT, env={**environment, 'PYTHONIOENCODING': 'latin-1:strict'},
+      capture_output=True, encoding='latin-1',
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert f'{shown}.png' in process.stdout and '05.png' in process.stdout
+
+
+@pytest.mark.parametrize(
+  ('closed', 'lines'), [('<&-', 13), ('2>&-', 13), ('<&- >&- 2>&-', 0)]
+)
+def test_closed_streams(workdir, environment, pictures, closed, lines):
+  folder, _ = pictures
+  command = f'"$0" -m crosr_jax.predict "$@" {closed}'
+  process = subprocess.run(
+    ['bash', '-c', command, sys.executable, f'--workdir={workdir}', folder],
+    cwd=ROOT, env=environment, capture_output=True, text=True,
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr
+  assert 'Traceback' not in process.stderr
+  assert len(process.stdout.splitlines()) == lines
 
 
 def test_the_table(workdir, predict, pictures):

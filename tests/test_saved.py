@@ -81,7 +81,7 @@ def test_what_is_not_whole(tmp_path, generator):
     with pytest.raises(types.UserError, match=r'model\.json is'):
       saved.load(tmp_path)
   (tmp_path / 'model.json').write_text('{"format": 1}')
-  with pytest.raises(types.UserError, match=r'of format 1, this .* reads 3'):
+  with pytest.raises(types.UserError, match=r'of format 1, this .* reads 4'):
     saved.load(tmp_path)
 
 
@@ -106,7 +106,33 @@ def _sign(workdir):
   data = (workdir / 'fitted.npz').read_bytes()
   info = json.loads((workdir / 'model.json').read_text())
   info['fitted_sha256'] = hashlib.sha256(data).hexdigest()
+  del info['sha256']
+  text = json.dumps(info, sort_keys=True)
+  info['sha256'] = hashlib.sha256(text.encode()).hexdigest()
   (workdir / 'model.json').write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(
+  'change',
+  [{'threshold': 9.0}, {'threshold': None}, {'more': 1}, {'class_names': None}],
+)
+def test_a_number_that_was_changed(tmp_path, generator, change):
+  _, whole = _saved(generator, threshold=1.5, class_names=['a', 'b'])
+  saved.save(tmp_path, whole)
+  path = tmp_path / 'model.json'
+  info = json.loads(path.read_text())
+  # Written otherwise it is the same.
+  path.write_text(json.dumps(dict(reversed(info.items()))))
+  assert saved.load(tmp_path).info['threshold'] == 1.5
+  path.write_text(json.dumps(info | change))
+  with pytest.raises(types.UserError, match=r'model\.json is damaged'):
+    saved.load(tmp_path)
+
+
+def test_a_run_without_features_says_how_to_keep_them(tmp_path, generator):
+  saved.save(tmp_path, _saved(generator)[1])
+  with pytest.raises(types.UserError, match=r'report\.features=True'):
+    saved.load_features(tmp_path)
 
 
 def test_files_of_two_runs_are_not_mixed(tmp_path, generator):

@@ -162,7 +162,8 @@ def below(
 ) -> Iterator[str]:
   """Files below a folder, in alphabetical order, without hidden ones.
 
-  Links are followed, but not round.
+  Links are followed, but not round. A folder that may not be read is given in
+  place of its files.
 
   Args:
     folder: where to look.
@@ -172,7 +173,12 @@ def below(
   here = (found.st_dev, found.st_ino)
   if here in above:
     return
-  for entry in sorted(os.scandir(folder), key=lambda x: x.name):
+  try:
+    entries = sorted(os.scandir(folder), key=lambda x: x.name)
+  except PermissionError:
+    yield str(folder)
+    return
+  for entry in entries:
     if entry.name.startswith('.'):
       continue
     # Unlike the entry's own, False for a link to itself.

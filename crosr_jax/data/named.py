@@ -1,9 +1,9 @@
 """The image files that the arguments of a command mean."""
 
 import glob
-import itertools
 import logging
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -38,20 +38,31 @@ def _meant(argument: str) -> list[str]:
   path = files.user_path(argument)
   # Unlike pathlib's, these are False for what cannot even be looked at.
   if os.path.isdir(path):
-    there = list(folder.below(path))
-    chosen = [name for name in there if images.is_image(name)]
+    chosen = _below(path)
     if not chosen:
       raise types.UsageError(
         f'{argument}: the folder holds no image; looked for '
         f'{", ".join(images.SUFFIXES)}'
       )
-    if others := len(there) - len(chosen):
-      logging.info('%s: %d files that are no images are left out', path, others)
     return chosen
-  if not os.path.exists(path) and glob.has_magic(argument):
-    chosen = sorted(glob.glob(str(path), recursive=True))
+  if not os.path.lexists(path) and glob.has_magic(argument):
+    chosen = []
+    for found in sorted(glob.glob(str(path), recursive=True)):
+      # A folder without an image is no mistake here.
+      is_folder = os.path.isdir(found)
+      chosen += _below(pathlib.Path(found)) if is_folder else [found]
     if not chosen:
       raise types.UsageError(f'{argument}: the pattern fits no file')
-    return list(itertools.chain.from_iterable(_meant(p) for p in chosen))
+    return chosen
   # One that is not there has a row that says so.
   return [str(path)]
+
+
+def _below(path: pathlib.Path) -> list[str]:
+  """The images below a folder."""
+  there = list(folder.below(path))
+  # A folder that may not be read is named, to have a row that says so.
+  chosen = [x for x in there if images.is_image(x) or os.path.isdir(x)]
+  if others := len(there) - len(chosen):
+    logging.info('%s: %d files that are no images are left out', path, others)
+  return chosen

@@ -45,6 +45,12 @@ class DHRNet(nn.Module):
   eval_rotations: bool = False  # answer for the image and its turns there
   dtype: str = 'float32'  # that is computed in, see models.for_compute
 
+  @property
+  def num_views(self) -> int:
+    """Of an image that the net is asked about where it is not in training."""
+    turns = 1 + len(self.rotation_classes) if self.eval_rotations else 1
+    return turns * (2 if self.eval_mirror else 1)
+
   @nn.compact
   def __call__(
     self, image: Array, keys: Array | None = None, train: bool = False

@@ -51,6 +51,11 @@ class Ensemble(nn.Module):
     return self.members[0].to_image(reconstruction)
 
   @property
+  def num_views(self) -> int:
+    """See DHRNet."""
+    return self.members[0].num_views
+
+  @property
   def mean(self) -> tuple[float, ...]:
     """See DHRNet."""
     return self.members[0].mean
