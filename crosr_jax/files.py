@@ -32,7 +32,8 @@ def aside(path: str | os.PathLike) -> Iterator[IO[bytes]]:
   """
   if os.path.exists(path) and not os.path.isfile(path):
     raise types.UsageError(f'{path} is no regular file; name another')
-  path = pathlib.Path(os.path.realpath(path))
+  # Errors name it as it was asked for, but where it is a link.
+  path = pathlib.Path(os.path.realpath(path) if os.path.islink(path) else path)
   path.parent.mkdir(parents=True, exist_ok=True)
   host = _host()
   for old in path.parent.glob(f'.{glob.escape(path.name)}.*.*.*{_ASIDE}'):
