@@ -20,7 +20,8 @@ of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
 NEIGHBOUR_WEIGHTS: how much farther is the nearest training sample of the class
 than it is from another one of the class? Both as directions of logits and codes
 (Sun et al. 2022 rank by such distances alone), on a square-root scale. All of
-those directions are kept, the exemplars; a sample is never its own neighbour.
+those directions are kept, the exemplars, copies once; a sample is never its own
+neighbour.
 """
 
 import collections
@@ -1227,10 +1228,10 @@ def _warn_far(
   if len(far):
     k = far[0]
     warnings.warn(
-      f'{len(far)} classes, {_name(k, class_names)} for one, lie so far from 0 '
-      f'that float32, in which samples are scored, rounds distances by up to '
-      f'{rounding[k]:.2g} of {largest[k]:.2g}: take the mean of the training '
-      'features from all features, in fit and score',
+      f'features are so far from 0 that float32, in which samples are scored, '
+      f'rounds distances by up to {rounding[k]:.2g} of {largest[k]:.2g} (class '
+      f'{_name(k, class_names)} and {len(far) - 1} more): take the mean of the '
+      'training features from all features, in fit and score',
       stacklevel=3,
     )
 
