@@ -178,7 +178,8 @@ def _with_unknown(known: _Known, workdir: pathlib.Path) -> _Known:
     data_dir=cli.path_of_data(_DATA_DIR),
   )
   for found in skipped:
-    print(f'left out: {found.path}: {found.reason}', file=sys.stderr)
+    line = cli.in_line(f'left out: {found.path}: {found.reason}')
+    print(line, file=sys.stderr)
   parts = {name: known.parts[name] for name in types.PARTS}
   for name, unknown in sets.items():
     parts[name] = model.features(unknown.image)

@@ -42,9 +42,9 @@ class Trained(NamedTuple):
   def evaluated(self) -> dict:
     """The row of `history` that tells of `state`; of members' own the last."""
     step = self.evaluated_step
-    return next(
-      (r for r in self.history if r['step'] == step), self.history[-1]
-    )
+    if isinstance(step, list):
+      return self.history[-1]
+    return next(row for row in self.history if row['step'] == step)
 
   @property
   def select_accuracy(self) -> float:

@@ -168,7 +168,7 @@ class _Csv:
 
   def row(self, row: Row) -> None:
     cells = ['' if cell is None else cell for cell in row]
-    self._write([_printable(x) if isinstance(x, str) else x for x in cells])
+    self._write(cells)
 
   def end(self) -> None:
     self._stream.flush()
@@ -178,11 +178,6 @@ class _Csv:
     # A return within a cell is quoted only where it could end the line.
     csv.writer(line, lineterminator='\r\n').writerow(cells)
     self._stream.write(line.getvalue().removesuffix('\r\n') + '\n')
-
-
-def _printable(text: str) -> str:
-  """Names of files that are no valid text must not end the output."""
-  return text.encode('utf-8', 'backslashreplace').decode()
 
 
 _WRITERS: dict[str, Callable[[TextIO, Sequence[str]], Any]] = {

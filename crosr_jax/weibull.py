@@ -989,11 +989,10 @@ def _feature_scale(
   """What each coordinate is divided by, [D], and which are dead, [D]."""
   num_classes, width = mav.shape
   scale, dead = np.ones(width), np.zeros(width, bool)
-  # What a constant seems to move is rounding.
-  farthest = np.maximum(mav.max(axis=0), -mav.min(axis=0))
-  floor = _ROUNDING * farthest
   if scaling == 'none':
     return scale, dead
+  # What a constant seems to move is rounding.
+  floor = _ROUNDING * np.maximum(mav.max(axis=0), -mav.min(axis=0))
   within, overall = _deviations(blocks, vector, count, mav, everyone)
   chosen = overall if scaling == 'std' else within
   unit = 1.0

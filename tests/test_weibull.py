@@ -493,20 +493,15 @@ def test_empty_stream():
 
 
 def test_a_thousand_classes_are_fitted_at_once(generator):
-  # Against finding the tails alone, as whatever else the machine does slows
-  # both; the best of many runs. A loop over classes takes many times as long.
+  # A loop over SciPy takes seconds. The best of many runs is the code's own
+  # time, the others are of whatever else the machine does.
   distances = generator.gamma(5.0, size=(1000, 1300))
-  calls = {
-    'fit': lambda: weibull.fit_tails(distances, tail_size=20),
-    'tails': lambda: np.partition(distances, -20, axis=1),
-  }
-  best = dict.fromkeys(calls, np.inf)
+  seconds = []
   for _ in range(30):
-    for name, call in calls.items():
-      begin = time.perf_counter()
-      call()
-      best[name] = min(best[name], time.perf_counter() - begin)
-  assert best['fit'] < 2.5 * best['tails']
+    begin = time.perf_counter()
+    weibull.fit_tails(distances, tail_size=20)
+    seconds.append(time.perf_counter() - begin)
+  assert min(seconds) < 0.020
 
 
 def test_many_classes_are_fitted_in_parts(monkeypatch):
