@@ -29,8 +29,7 @@ def main() -> None:
       '--output=mnist.jaxexport'
     )
   output = files.user_path(_OUTPUT.value)
-  if output.is_dir():
-    raise types.UsageError(f'--output={output} is a folder; name a file')
+  files.check_output(output)
   from crosr_jax import exporting, openset, saved
 
   model = openset.load(workdir)

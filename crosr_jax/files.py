@@ -30,8 +30,7 @@ def aside(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     UsageError: where a folder, device or pipe is there, which a rename would
       replace.
   """
-  if os.path.exists(path) and not os.path.isfile(path):
-    raise types.UsageError(f'{path} is no regular file; name another')
+  check_output(path)
   # Errors name it as it was asked for, but where it is a link.
   path = pathlib.Path(os.path.realpath(path) if os.path.islink(path) else path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +67,18 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     if error.errno:
       raise OSError(error.errno, error.strerror, str(path)) from error
     raise
+
+
+def check_output(path: str | os.PathLike) -> None:
+  """Looks at what a file that is to be written would replace.
+
+  Raises:
+    UsageError: where it is a folder, a device or a pipe.
+  """
+  if os.path.isdir(path):
+    raise types.UsageError(f'{path} is a folder; name a file')
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise types.UsageError(f'{path} is no regular file; name another')
 
 
 def user_path(path: str | os.PathLike) -> pathlib.Path:

@@ -72,9 +72,10 @@ def run(
 
   Checkpoints are written while the steps go on. Several processes begin with
   the state of the one that writes them. Whatever moves between host and
-  devices in the loop without saying so is an error of JAX. SIGTERM, where a
-  command listens to it, saves a checkpoint of the step that is being taken; of
-  several processes, of the next step that has a row, whichever was asked.
+  devices in the loop without saying so is an error of JAX. SIGTERM and Ctrl-C,
+  where a command listens to them, save a checkpoint of the step that is being
+  taken; of several processes, of the next step that has a row, whichever was
+  asked.
 
   Args:
     engine: of one step.
@@ -96,6 +97,7 @@ def run(
     DivergedError: where a metric is not finite; the last good checkpoint is
       kept.
     Terminated: after SIGTERM, when the checkpoint is on disk.
+    KeyboardInterrupt: after Ctrl-C, likewise; after a second one at once.
   """
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
     state, record = checkpoints.restore(state) or (
@@ -152,13 +154,13 @@ def run(
             break
           show(step, journal.text(row))
           journal.go_on()
-        # SIGTERM waits for that too.
+        # Whoever was asked to end waits for that too.
         checkpoints.wait()
         if is_last:
           # Whoever leaves sooner takes the others with it.
           sharding.barrier()
           logging.info('asked to end: saved the checkpoint of step %d', step)
-          raise signals.Terminated
+          raise signals.reason()
     best = journal.best() if keep == 'best' else None
     if best is not None and best != int(state.step):
       state = checkpoints.restore_step(best, state)

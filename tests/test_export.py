@@ -300,6 +300,7 @@ def test_mistakes(tmp_path, workdir, environment):
     ((f'--output={tmp_path}/x',), '--workdir is needed'),
     ((f'--workdir={workdir}',), '--output is needed'),
     ((f'--workdir={workdir}', f'--output={tmp_path}'), 'is a folder'),
+    ((f'--workdir={workdir}', '--output=/dev/null'), 'is no regular file'),
   ):
     process = _command(environment, *arguments)
     assert process.returncode == 2 and words in process.stderr

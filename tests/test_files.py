@@ -51,8 +51,12 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path, environment):
 def test_what_is_no_file_is_not_replaced(tmp_path):
   pipe, target, link = (tmp_path / x for x in ('pipe', 'target', 'link'))
   os.mkfifo(pipe)
-  for path in (pipe, os.devnull, tmp_path):
-    with pytest.raises(types.UsageError, match='is no regular file'):
+  for path, reason in (
+    (pipe, 'no regular file; name another'),
+    (os.devnull, 'no regular file; name another'),
+    (tmp_path, 'a folder; name a file'),
+  ):
+    with pytest.raises(types.UsageError, match=f'{path} is {reason}'):
       files.write_text(path, 'x')
   assert pipe.is_fifo()
   # What a link means is written, one that leads nowhere yet too.

@@ -528,18 +528,28 @@ def test_images_on_devices_change_nothing(tmp_path, parallel):
 
 @pytest.fixture
 def listening():
-  """SIGTERM is answered, as in a command."""
-  before = signal.getsignal(signal.SIGTERM)
+  """SIGTERM and Ctrl-C are answered, as in a command."""
+  before = {x: signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)}
   signals.listen()
   yield
-  signal.signal(signal.SIGTERM, before)
+  for number, handler in before.items():
+    signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
-  ('step', 'keep'), [(2, 'last'), (5, 'last'), (3, 'best'), (5, 'best')]
+  ('step', 'keep', 'number', 'ends_by'),
+  [
+    (2, 'last', signal.SIGTERM, signals.Terminated),
+    (5, 'last', signal.SIGINT, KeyboardInterrupt),
+    (3, 'best', signal.SIGINT, KeyboardInterrupt),
+    (5, 'best', signal.SIGTERM, signals.Terminated),
+    # The last one: nothing is left to do but to end.
+    (6, 'last', signal.SIGTERM, signals.Terminated),
+    (6, 'last', signal.SIGINT, KeyboardInterrupt),
+  ],
 )
 def test_asked_to_end_it_saves_the_step(
-  tmp_path, monkeypatch, listening, step, keep
+  tmp_path, monkeypatch, listening, step, keep, number, ends_by
 ):
   """Rows are due at 2, 4, 6, checkpoints at 3 and 6."""
   whole = _fit(tmp_path / 'a', keep=keep)
@@ -549,11 +559,11 @@ def test_asked_to_end_it_saves_the_step(
     add(self, metrics, count)
     taken.append(metrics)
     if len(taken) == step:
-      signal.raise_signal(signal.SIGTERM)
+      signal.raise_signal(number)
 
   with monkeypatch.context() as patch:
     patch.setattr(loop._Journal, 'add', add_and_ask)
-    with pytest.raises(signals.Terminated):
+    with pytest.raises(ends_by):
       _fit(tmp_path / 'b', keep=keep)
   assert len(taken) == step
   kept = [int(p.name) for p in (tmp_path / 'b/checkpoints').iterdir()]
@@ -561,6 +571,37 @@ def test_asked_to_end_it_saves_the_step(
   resumed = _fit(tmp_path / 'b', keep=keep)
   jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
   assert whole.history == resumed.history
+
+
+def test_a_second_interrupt_ends_at_once(
+  tmp_path, monkeypatch, capfd, listening
+):
+  add = loop._Journal.add
+
+  def add_and_interrupt(self, metrics, count):
+    add(self, metrics, count)
+    signal.raise_signal(signal.SIGINT)
+    told = capfd.readouterr().err
+    assert told == (
+      '\nsaving a checkpoint first; Ctrl-C once more ends at once\n'
+    )
+    signal.raise_signal(signal.SIGINT)
+    pytest.fail('it went on')
+
+  monkeypatch.setattr(loop._Journal, 'add', add_and_interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    _fit(tmp_path)
+  assert list((tmp_path / 'checkpoints').iterdir()) == []
+  # Where nothing waits, the first one does.
+  with pytest.raises(KeyboardInterrupt):
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(listening):
+  """As of a command that a shell runs in the background."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signals.listen()
+  assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_diverged_step_is_not_saved_when_asked_to_end(
