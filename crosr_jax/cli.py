@@ -1,7 +1,8 @@
 """What every command shares: flags, --help, one-line errors, exit codes.
 
 0 done (and --help), 1 a failure at run time, 2 a flag or a config field that
-cannot be used, 130 Ctrl-C, 143 SIGTERM. A traceback is a bug of ours.
+cannot be used, 130 Ctrl-C, 143 SIGTERM (by the signal). A traceback is a bug of
+ours.
 """
 
 import difflib
@@ -13,6 +14,7 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import textwrap
 import threading
@@ -266,10 +268,14 @@ def run(
       f'{reason}; mend that and run the same command again',
       types.UserError.exit_code,
     )
-  except signals.Terminated:
-    signals.end()
+  except signals.Terminated as ended:
+    signals.end(ended.number)
   except KeyboardInterrupt:
-    _end('interrupted; the same command goes on from what was saved', 130)
+    logging.error(signals.told(signal.SIGINT))
+    # Python ends by the signal then, after what has to be done at exit, and
+    # would show a traceback.
+    sys.excepthook = lambda *_: None
+    raise
   except Exception as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise

@@ -96,8 +96,8 @@ def run(
   Raises:
     DivergedError: where a metric is not finite; the last good checkpoint is
       kept.
-    Terminated: after SIGTERM, when the checkpoint is on disk.
-    KeyboardInterrupt: after Ctrl-C, likewise; after a second one at once.
+    Terminated: after either, when the checkpoint is on disk.
+    KeyboardInterrupt: at once after a second Ctrl-C.
   """
   with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
     state, record = checkpoints.restore(state) or (
@@ -160,7 +160,7 @@ def run(
           # Whoever leaves sooner takes the others with it.
           sharding.barrier()
           logging.info('asked to end: saved the checkpoint of step %d', step)
-          raise signals.reason()
+          raise signals.Terminated
     best = journal.best() if keep == 'best' else None
     if best is not None and best != int(state.step):
       state = checkpoints.restore_step(best, state)

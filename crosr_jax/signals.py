@@ -1,7 +1,8 @@
 """SIGTERM, by which machines are taken away, and Ctrl-C: save first, then end.
 
 Where there is nothing to save a process ends at once: its files are whole or
-absent at any moment, and waiting would gain nothing.
+absent at any moment, and waiting would gain nothing. It ends by the signal, so
+that a loop of a shell ends with it.
 """
 
 import contextlib
@@ -11,14 +12,22 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+_WORDS: dict[int, str] = {
+  signal.SIGTERM: 'terminated',
+  signal.SIGINT: 'interrupted',
+}
+
 _came = 0  # The signal's number; 0 = none.
 _is_deferred = False
 
 
 class Terminated(BaseException):
-  """SIGTERM came, and what there was to save is saved."""
+  """A signal came, here or elsewhere, and what there was to save is saved."""
 
-  exit_code = 128 + signal.SIGTERM
+  def __init__(self) -> None:
+    super().__init__()
+    self.number = _came or signal.SIGTERM
+    self.exit_code = 128 + self.number
 
 
 def listen() -> None:
@@ -37,8 +46,8 @@ def deferred() -> Iterator[Callable[[], bool]]:
   both do what they would anyway.
 
   Raises:
-    Terminated: at the end of the block, where SIGTERM came.
-    KeyboardInterrupt: there, where it was Ctrl-C.
+    Terminated: at the end of the block, where one came.
+    KeyboardInterrupt: where Ctrl-C came after one.
   """
   global _came, _is_deferred
   _came, _is_deferred = 0, True
@@ -47,20 +56,20 @@ def deferred() -> Iterator[Callable[[], bool]]:
   finally:
     _is_deferred = False
   if _came:
-    raise reason()
+    raise Terminated
 
 
-def reason() -> BaseException:
-  """What a block that is asked to end, here or elsewhere, ends with."""
-  return KeyboardInterrupt() if _came == signal.SIGINT else Terminated()
+def end(number: int) -> NoReturn:
+  """Ends as this signal ends a process: a shell sees exit code 143 or 130."""
+  _say(told(number))
+  signal.signal(number, signal.SIG_DFL)
+  os.kill(os.getpid(), number)
+  sys.exit(128 + number)  # Never reached where signals are.
 
 
-def end() -> NoReturn:
-  """Ends as SIGTERM ends a process: a shell sees exit code 143."""
-  _say('terminated; the same command goes on where it was stopped')
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  os.kill(os.getpid(), signal.SIGTERM)
-  sys.exit(Terminated.exit_code)  # Never reached where signals are.
+def told(number: int) -> str:
+  """What a command says last."""
+  return f'{_WORDS[number]}; the same command goes on from what was saved'
 
 
 def _say(line: str) -> None:
@@ -77,4 +86,4 @@ def _answer(number: int, _: Any) -> None:
     _say('\nsaving a checkpoint first; Ctrl-C once more ends at once')
   _came = number
   if not _is_deferred:
-    end()
+    end(number)

@@ -191,12 +191,28 @@ def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
     r'asked to end: saved the checkpoint of step (\d+)', told
   )
   assert told.endswith(
-    'terminated; the same command goes on where it was stopped\n'
+    'terminated; the same command goes on from what was saved\n'
   )
   again = run(*SMALL, f'--workdir={workdir}')
   assert again.returncode == 0, again.stderr
   assert f'restored the checkpoint of step {saved_step[1]}\n' in again.stderr
   _assert_as(workdir, whole[0])
+
+
+def test_an_interrupted_command_ends_by_the_signal(environment):
+  """Else a shell would go on with the next round of its loop."""
+  code = (
+    'import signal\n'
+    'from crosr_jax import cli\n'
+    'cli.run(lambda: signal.raise_signal(signal.SIGINT))'
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', code], env=environment, capture_output=True
+  )
+  assert process.returncode == -signal.SIGINT
+  assert process.stderr == (
+    b'interrupted; the same command goes on from what was saved\n'
+  )
 
 
 def test_a_workdir_that_is_deleted_is_not_made_anew(run, tmp_path):
