@@ -1,8 +1,8 @@
 """What every command shares: flags, --help, one-line errors, exit codes.
 
 0 done (and --help), 1 a failure at run time, 2 a flag or a config field that
-cannot be used, 130 Ctrl-C, 143 SIGTERM (by the signal). A traceback is a bug of
-ours.
+cannot be used; by the signal 130 Ctrl-C, 143 SIGTERM, 129 a terminal that was
+closed. A traceback is a bug of ours.
 """
 
 import difflib

@@ -72,10 +72,10 @@ def run(
 
   Checkpoints are written while the steps go on. Several processes begin with
   the state of the one that writes them. Whatever moves between host and
-  devices in the loop without saying so is an error of JAX. SIGTERM and Ctrl-C,
-  where a command listens to them, save a checkpoint of the step that is being
-  taken; of several processes, of the next step that has a row, whichever was
-  asked.
+  devices in the loop without saying so is an error of JAX. What asks to end,
+  where a command listens (see signals), saves a checkpoint of the step that is
+  being taken; of several processes, of the next step that has a row, whichever
+  was asked.
 
   Args:
     engine: of one step.

@@ -1,4 +1,7 @@
-"""SIGTERM, by which machines are taken away, and Ctrl-C: save first, then end.
+"""What asks a command to end: save first, then end.
+
+SIGTERM, by which machines are taken away, Ctrl-C, and SIGHUP, which comes when
+the terminal is closed or its connection lost.
 
 Where there is nothing to save a process ends at once: its files are whole or
 absent at any moment, and waiting would gain nothing. It ends by the signal, so
@@ -15,6 +18,7 @@ from typing import Any, NoReturn
 _WORDS: dict[int, str] = {
   signal.SIGTERM: 'terminated',
   signal.SIGINT: 'interrupted',
+  signal.SIGHUP: 'the terminal was closed',
 }
 
 _came = 0  # The signal's number; 0 = none.
@@ -31,8 +35,11 @@ class Terminated(BaseException):
 
 
 def listen() -> None:
-  """From now on both are answered; for the main thread of a command."""
+  """From now on they are answered; for the main thread of a command."""
   signal.signal(signal.SIGTERM, _answer)
+  # `nohup` has commands outlive their terminal.
+  if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+    signal.signal(signal.SIGHUP, _answer)
   # A shell has commands in the background not hear it.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _answer)
@@ -43,7 +50,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
   """They wait for the end of the block, which may ask whether one came.
 
   Ctrl-C waits once: the second one ends the block where it is. Without `listen`
-  both do what they would anyway.
+  they do what they would anyway.
 
   Raises:
     Terminated: at the end of the block, where one came.
@@ -60,7 +67,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 def end(number: int) -> NoReturn:
-  """Ends as this signal ends a process: a shell sees exit code 143 or 130."""
+  """Ends as this signal ends a process: a shell sees 143, 130 or 129."""
   _say(told(number))
   signal.signal(number, signal.SIG_DFL)
   os.kill(os.getpid(), number)

@@ -528,8 +528,14 @@ def test_images_on_devices_change_nothing(tmp_path, parallel):
 
 @pytest.fixture
 def listening():
-  """SIGTERM and Ctrl-C are answered, as in a command."""
-  before = {x: signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)}
+  """SIGTERM, Ctrl-C and SIGHUP are answered, as in a command."""
+  of_python = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+  }
+  # Whoever started the tests may have them ignored.
+  before = {x: signal.signal(x, handler) for x, handler in of_python.items()}
   signals.listen()
   yield
   for number, handler in before.items():
@@ -543,6 +549,7 @@ def listening():
     (5, 'last', signal.SIGINT),
     (3, 'best', signal.SIGINT),
     (5, 'best', signal.SIGTERM),
+    (2, 'last', signal.SIGHUP),
     # The last one: nothing is left to do but to end.
     (6, 'last', signal.SIGTERM),
     (6, 'last', signal.SIGINT),
@@ -598,11 +605,12 @@ def test_a_second_interrupt_ends_at_once(
     signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_that_is_ignored_stays_ignored(listening):
-  """As of a command that a shell runs in the background."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
+def test_what_is_ignored_stays_ignored(listening, number):
+  """As of a command that a shell runs in the background, and of nohup."""
+  signal.signal(number, signal.SIG_IGN)
   signals.listen()
-  assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+  assert signal.getsignal(number) is signal.SIG_IGN
 
 
 def test_a_diverged_step_is_not_saved_when_asked_to_end(
