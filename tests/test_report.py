@@ -389,10 +389,10 @@ def test_the_picture_of_the_tail_says_what_fits_as_well(held_out, told):
 def test_every_picture_is_drawn_linked_and_embedded(written):
   workdir, _, _ = written
   found = {path.stem for path in (workdir / 'figures').iterdir()}
-  assert found == set(pictures.NAMES)
+  assert found == set(material_lib.NAMES)
   text = (workdir / 'report.md').read_text('utf-8')
   linked = re.findall(r'\]\((figures/\w+\.png)\)', text)
-  assert linked == [f'figures/{name}.png' for name in pictures.NAMES]
+  assert linked == [f'figures/{name}.png' for name in material_lib.NAMES]
   page = Page((workdir / 'report.html').read_text('utf-8'))
   embedded = [
     base64.b64decode(load.split(',', 1)[1])

@@ -43,7 +43,7 @@ def write(
   Raises:
     UserError: where a figure is not finite.
   """
-  from crosr_jax.report import markdown, page, pictures
+  from crosr_jax.report import markdown, page
 
   workdir = pathlib.Path(workdir)
   report = plain(report)
@@ -51,6 +51,9 @@ def write(
   files.write_text(workdir / 'report.json', text + '\n')
   drawn = []
   if material is not None:
+    # matplotlib takes as long to import as JAX does.
+    from crosr_jax.report import pictures
+
     drawn = pictures.draw(
       material,
       map_samples=map_samples,
@@ -58,7 +61,7 @@ def write(
     )
   for picture in drawn:
     files.write_bytes(_figure(workdir, picture.name), picture.png)
-  for name in set(pictures.NAMES) - {picture.name for picture in drawn}:
+  for name in set(material_lib.NAMES) - {picture.name for picture in drawn}:
     _figure(workdir, name).unlink(missing_ok=True)
   files.write_text(workdir / 'report.md', markdown.render(report, drawn))
   files.write_text(workdir / 'report.html', page.render(report, drawn))

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import matplotlib
 from matplotlib import axes, figure, layout_engine, patches
 
+from crosr_jax.report import material as material_lib
 from crosr_jax.report import style, words
 
 
@@ -62,7 +63,9 @@ _WIDTH, _HEIGHT, _GAP, _RISE = 1.25, 0.92, 0.36, 1.28
 _IDENTITY = 0.95  # how far LadderNet's laterals reach
 
 
-def draw(nets: Sequence[Net], image_shape: Sequence[int]) -> style.Picture:
+def draw(
+  nets: Sequence[Net], image_shape: Sequence[int]
+) -> material_lib.Picture:
   """All nets on one floor.
 
   Args:
@@ -71,7 +74,7 @@ def draw(nets: Sequence[Net], image_shape: Sequence[int]) -> style.Picture:
   """
   with matplotlib.rc_context(style.settings()):
     png = style.png(figure_of(nets, image_shape))
-  return style.Picture(
+  return material_lib.Picture(
     'architecture',
     'The nets side by side',
     'From below: the image, the blocks of the backbone, the head with the '

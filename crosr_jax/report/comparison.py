@@ -11,10 +11,10 @@ from crosr_jax.report import (
   markdown,
   published,
   rows,
-  style,
   tables,
   words,
 )
+from crosr_jax.report import material as material_lib
 
 NOT_YET = 'not yet run'
 # Readings that are drawn.
@@ -109,7 +109,7 @@ def write(
   return result
 
 
-def _draw(result: dict, nets: Nets | None) -> list[style.Picture]:
+def _draw(result: dict, nets: Nets | None) -> list[material_lib.Picture]:
   from crosr_jax.report import architecture, dots
 
   found = [
@@ -324,7 +324,7 @@ def plain_text(result: dict, key: str) -> str:
   )
 
 
-def _page(result: dict, drawn: list[style.Picture]) -> str:
+def _page(result: dict, drawn: list[material_lib.Picture]) -> str:
   from crosr_jax.report import page
 
   has_control = any(row['kind'] == 'control' for row in result['rows'])
@@ -371,7 +371,7 @@ def _matrix(result: dict, kind: str) -> list[tuple[str, str, list[str]]]:
   ]
 
 
-def _markdown(result: dict, drawn: list[style.Picture]) -> str:
+def _markdown(result: dict, drawn: list[material_lib.Picture]) -> str:
   blocks = [
     f'# {markdown.escape(result["name"])}: every system, side by side',
     *(markdown.escape(fact) for fact in result['facts']),

@@ -14,7 +14,7 @@ from crosr_jax.report import style, words
 Material = material_lib.Material
 
 
-def unknown_scores(material: Material) -> style.Picture:
+def unknown_scores(material: Material) -> material_lib.Picture:
   """Histograms of the lead method's scores, knowns against each set."""
   method = material_lib.lead(material.scores)
   scores = material.scores[method]
@@ -40,7 +40,7 @@ def unknown_scores(material: Material) -> style.Picture:
     loc='outside lower center',
     ncols=min(2, len(names)),
   )
-  return style.Picture(
+  return material_lib.Picture(
     'unknown_scores',
     'Unknown scores',
     f'How strange each sample looks to {words.method_title(method)}: known '
@@ -122,7 +122,7 @@ def _power(exponent: int) -> str:
   return '10' + str(exponent).translate(digits)
 
 
-def roc(material: Material) -> style.Picture:
+def roc(material: Material) -> material_lib.Picture:
   """ROC of every method, one panel per unknown set."""
   names = material_lib.unknown_names(material)
   first = material_lib.lead(material.scores)
@@ -140,7 +140,7 @@ def roc(material: Material) -> style.Picture:
     ax.set(xlabel='known test samples rejected', ylabel='unknowns rejected')
     ax.set(xlim=(-0.01, 1), ylim=(0, 1.01), aspect='equal')
     ax.legend(title='AUROC', loc='lower right', alignment='left')
-  return style.Picture(
+  return material_lib.Picture(
     'roc',
     'Receiver operating curves',
     'Share of unknown samples found against share of known samples lost, as '

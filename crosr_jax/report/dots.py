@@ -5,13 +5,14 @@ import numpy as np
 from matplotlib import axes, figure, lines
 
 from crosr_jax.report import judgement, rows, style
+from crosr_jax.report import material as material_lib
 
 _COLOUR = {'baseline': '#56616B', 'crosr': '#D55E00', 'control': '#0072B2'}
 _SAYS = {'baseline': 'baselines', 'crosr': 'CROSR', 'control': 'controls'}
 _COLUMNS = 3
 
 
-def draw(table: dict, key: str) -> style.Picture | None:
+def draw(table: dict, key: str) -> material_lib.Picture | None:
   """Means, spread, single runs and published figures; None = nothing to draw.
 
   Args:
@@ -29,7 +30,7 @@ def draw(table: dict, key: str) -> style.Picture | None:
     if _has_paper(table, shown, key)
     else 'No figure is published in this reading.'
   )
-  return style.Picture(
+  return material_lib.Picture(
     f'compare_{key}',
     rows.reading(key).head,
     f'Dots: mean over {by}s, lines: ± one sample standard deviation, small '

@@ -19,7 +19,7 @@ _FEWEST = 6  # points of a map
 
 def embedding(
   material: Material, rng: np.random.Generator, *, samples: int, seed: int
-) -> style.Picture | None:
+) -> material_lib.Picture | None:
   """t-SNE of logits alone, and of the activation vector where it is more."""
   k = len(material.class_names)
   classes = np.linspace(0, k - 1, min(k, _CLASSES)).astype(int)
@@ -45,7 +45,7 @@ def embedding(
     ax.set(xticks=[], yticks=[])
   handles = grid[0].get_legend_handles_labels()
   fig.legend(*handles, loc='outside lower center', ncols=3)
-  return style.Picture(
+  return material_lib.Picture(
     'map',
     'Map of the samples',
     _caption(rows, classes, k, with_latents=len(shown) > 1),

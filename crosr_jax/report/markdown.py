@@ -3,7 +3,8 @@
 import json
 import re
 
-from crosr_jax.report import style, tables, words
+from crosr_jax.report import material as material_lib
+from crosr_jax.report import tables, words
 
 # An underscore within a word means nothing to Markdown: mnist_noise stays so.
 _SPECIAL = re.compile(r'[\\`*\[\]|~$#!]|(?<![^\W_])_|_(?![^\W_])')
@@ -19,7 +20,7 @@ def escape(text: object) -> str:
   return ''.join(_ENTITIES.get(c, c) for c in line)
 
 
-def render(report: dict, pictures: list[style.Picture]) -> str:
+def render(report: dict, pictures: list[material_lib.Picture]) -> str:
   """The whole page; pictures are expected at figures/NAME.png."""
   blocks = [
     f'# {escape(report["name"])}',

@@ -1,4 +1,4 @@
-"""What the pictures are drawn from.
+"""What the pictures are, and what they are drawn from; draws nothing itself.
 
 N samples, K known classes, D activation width.
 """
@@ -10,8 +10,31 @@ import numpy as np
 
 from crosr_jax import types
 
+# In the order they are shown.
+NAMES = (
+  'samples',
+  'training',
+  'unknown_scores',
+  'roc',
+  'f1_threshold',
+  'tail',
+  'map',
+  'reconstructions',
+  'counterfactuals',
+  'mistakes',
+  'confusion',
+)
 # The methods that a report leads with: the first one that was scored.
 _LEADS = ('crosr', 'crosr_y', 'openmax', 'softmax')
+
+
+class Picture(NamedTuple):
+  """One picture of the report."""
+
+  name: str  # of its file, without .png
+  title: str
+  caption: str
+  png: bytes
 
 
 class Generated(NamedTuple):

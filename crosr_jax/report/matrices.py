@@ -15,7 +15,7 @@ _COUNTED = 20  # classes, the most whose counts stay legible in the cells
 _GROUPS = 50  # rows, the most that are told apart
 
 
-def confusion(material: Material) -> style.Picture:
+def confusion(material: Material) -> material_lib.Picture:
   """Confusion of the lead method, one panel per unknown set."""
   method = material_lib.lead(material.scores)
   names = material_lib.unknown_names(material)
@@ -38,7 +38,7 @@ def confusion(material: Material) -> style.Picture:
   some = '' if k <= _COUNTED else ' Too many classes for counts in the cells.'
   if group > 1:
     some = f' Each cell is a block of {group} by {group} classes.'
-  return style.Picture(
+  return material_lib.Picture(
     'confusion',
     'Confusion',
     f'Rows: truth; columns: answer of {words.method_title(method)} '

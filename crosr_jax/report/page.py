@@ -6,7 +6,8 @@ import pathlib
 
 import jinja2
 
-from crosr_jax.report import style, tables, words
+from crosr_jax.report import material as material_lib
+from crosr_jax.report import tables, words
 
 _TEMPLATE = 'report.html.j2'
 
@@ -23,7 +24,7 @@ def template(name: str) -> jinja2.Template:
   return environment.get_template(name)
 
 
-def render(report: dict, pictures: list[style.Picture]) -> str:
+def render(report: dict, pictures: list[material_lib.Picture]) -> str:
   """The whole page, pictures and style inside."""
   return template(_TEMPLATE).render(
     name=report['name'],

@@ -17,28 +17,14 @@ from crosr_jax.report import (
 )
 from crosr_jax.report import material as material_lib
 
-NAMES = (
-  'samples',
-  'training',
-  'unknown_scores',
-  'roc',
-  'f1_threshold',
-  'tail',
-  'map',
-  'reconstructions',
-  'counterfactuals',
-  'mistakes',
-  'confusion',
-)
-
 
 def draw(
   material: material_lib.Material,
   *,
   map_samples: int = 1000,
   seed: int = 0,
-) -> list[style.Picture]:
-  """Draws what the material allows, one picture per name of `NAMES`.
+) -> list[material_lib.Picture]:
+  """Draws what the material allows, one picture per name of material.NAMES.
 
   Args:
     material: what to draw.
@@ -50,7 +36,7 @@ def draw(
       name: make(np.random.default_rng([seed, i]))
       for i, (name, make) in enumerate(_makers(material, map_samples, seed))
     }
-  return [picture for name in NAMES if (picture := made.get(name))]
+  return [picture for name in material_lib.NAMES if (picture := made.get(name))]
 
 
 def _makers(

@@ -15,7 +15,7 @@ _CLASSES = 12  # rows of the sheet of samples, at most
 
 def samples(
   material: Material, rng: np.random.Generator
-) -> style.Picture | None:
+) -> material_lib.Picture | None:
   """Known test samples by class, and unknown ones, as the net sees them."""
   label = material.features['test'].label
   present = np.unique(label[label >= 0])
@@ -53,7 +53,7 @@ def samples(
 
 def reconstructions(
   material: Material, rng: np.random.Generator
-) -> style.Picture | None:
+) -> material_lib.Picture | None:
   """Inputs above what the net makes of them; none without a lateral."""
   if material.reconstruct is None:
     return None
@@ -82,7 +82,7 @@ def reconstructions(
 
 def counterfactuals(
   material: Material, rng: np.random.Generator
-) -> style.Picture | None:
+) -> material_lib.Picture | None:
   """Training images above what was made of them; none where nothing was."""
   if material.generated is None:
     return None
@@ -120,7 +120,7 @@ def counterfactuals(
   )
 
 
-def mistakes(material: Material) -> style.Picture | None:
+def mistakes(material: Material) -> material_lib.Picture | None:
   """The worst errors of the lead method, each with what it was taken for."""
   method = material_lib.lead(material.scores)
   rows = []
@@ -184,7 +184,9 @@ def _some(
 
 def _picture(
   name: str, title: str, caption: str, rows: list[strips.Strip]
-) -> style.Picture | None:
+) -> material_lib.Picture | None:
   if not rows:
     return None
-  return style.Picture(name, title, caption, style.png(strips.sheet(rows)))
+  return material_lib.Picture(
+    name, title, caption, style.png(strips.sheet(rows))
+  )

@@ -6,7 +6,6 @@ Tol's muted ones (and line styles) for methods.
 
 import io
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib import (
@@ -36,15 +35,6 @@ _FALLBACK = (
   'Noto Sans CJK JP', 'Noto Sans CJK SC', 'Noto Sans', 'Hiragino Sans',
   'Yu Gothic', 'Microsoft YaHei', 'Arial Unicode MS', 'Noto Sans Arabic',
 )  # fmt: skip
-
-
-class Picture(NamedTuple):
-  """One picture of the report."""
-
-  name: str  # of its file, without .png
-  title: str
-  caption: str
-  png: bytes
 
 
 def settings() -> dict:

@@ -7,7 +7,7 @@ from crosr_jax.report import material as material_lib
 from crosr_jax.report import style
 
 
-def tail(material: material_lib.Material) -> style.Picture | None:
+def tail(material: material_lib.Material) -> material_lib.Picture | None:
   """Share of knowns that argmax rejects, against the tail share."""
   chosen = material.tail
   if chosen is None:
@@ -49,7 +49,7 @@ def tail(material: material_lib.Material) -> style.Picture | None:
   ax.yaxis.set_major_formatter(lambda y, _: f'{100 * y:g} %')
   ax.grid(color='#eeeeee')
   fig.legend(loc='outside upper left', ncols=3)
-  return style.Picture(
+  return material_lib.Picture(
     'tail',
     'How the tail was chosen',
     'The longer the tail, the more known samples are called unknown. The tail '

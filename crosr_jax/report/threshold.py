@@ -14,7 +14,7 @@ Material = material_lib.Material
 _THRESHOLDS = 60  # tried per set, and as many again from the unknowns
 
 
-def f1_threshold(material: Material) -> style.Picture:
+def f1_threshold(material: Material) -> material_lib.Picture:
   """Macro F1 of the lead method against the share of knowns rejected."""
   method = material_lib.lead(material.scores)
   fig, (ax,) = style.panels(1, width=6.6, height=4.4)
@@ -43,7 +43,7 @@ def f1_threshold(material: Material) -> style.Picture:
   ax.set(xlabel='share of known test samples rejected', ylabel='macro F1')
   ax.set(xlim=(-0.015, 1), ylim=(0, 1.03))
   ax.grid(color='#eeeeee')
-  return style.Picture(
+  return material_lib.Picture(
     'f1_threshold',
     'Macro F1 and the threshold',
     f'What any threshold on the score of {words.method_title(method)} would '

@@ -9,7 +9,7 @@ from crosr_jax.report import style
 _POINTS = 200  # of a curve
 
 
-def training(material: material_lib.Material) -> style.Picture | None:
+def training(material: material_lib.Material) -> material_lib.Picture | None:
   """Losses, learning rate and accuracy over the steps."""
   rows = material.history
   if not rows:
@@ -40,7 +40,7 @@ def training(material: material_lib.Material) -> style.Picture | None:
     ax.set_xlabel('step')
     ax.margins(x=0.02)
     ax.locator_params(axis='x', nbins=5)
-  return style.Picture(
+  return material_lib.Picture(
     'training',
     'Training',
     'Both losses should fall and level off. A held-out accuracy well below '
