@@ -68,7 +68,8 @@ again() {
   step=$(jobs -p)
   echo 'slurm.sh: the time limit is near'
   if [[ -n $step ]]; then
-    kill -TERM "$step" 2>/dev/null || true
+    # Tasks save and end then. srun itself would kill them without that.
+    scancel --signal=TERM "$SLURM_JOB_ID" || true
     wait "$step" || true
   fi
   if ((restarts >= ${MAX_RESTARTS:-50})); then

@@ -8,6 +8,7 @@ set -euo pipefail
 # than the project needs.
 readonly UV_VERSION=0.13.9 PYTHON=3.12
 readonly STAMP=crosr_jax_source/.installed RUN=crosr_jax_run
+readonly SECONDS_TO_SAVE=120
 
 cd
 main() {
@@ -40,7 +41,7 @@ install() {
     "$uv" venv --quiet --python "$PYTHON" crosr_jax_env
   fi
   "$uv" pip install --quiet --python crosr_jax_env/bin/python \
-    --editable './crosr_jax_source[tpu]'
+    --editable './crosr_jax_source[tpu,gcs]'
   echo "$1" >"$STAMP"
 }
 
@@ -50,19 +51,24 @@ start() {
   mkdir -p "$RUN"
   rm -f "$RUN/code"
   echo "== $(date -u '+%F %T') $*" >>"$RUN/log"
-  # A session of its own, whose leader's first argument tells it from others.
+  # A session of its own, whose leader's first argument tells it from others, and
+  # which is there until the command has ended. What bash says of that is no line
+  # of the log.
   # shellcheck disable=SC2016
-  setsid nohup bash -c '"$@"; echo $? >"$0/code"' "$RUN" "$@" \
-    >>"$RUN/log" 2>&1 </dev/null &
+  setsid nohup bash -c 'trap : TERM
+    exec 3>&2 2>/dev/null
+    "$@" 2>&3 3>&-
+    echo $? >"$0/code"' "$RUN" "$@" >>"$RUN/log" 2>&1 </dev/null &
   echo $! >"$RUN/pid"
 }
 
+# A training saves first, and what it saved goes up.
 stop() {
   alive || return 0
   local pid
   pid=$(<"$RUN/pid")
   kill -TERM -- "-$pid" 2>/dev/null || true
-  for _ in $(seq 50); do
+  for _ in $(seq $((5 * SECONDS_TO_SAVE))); do
     alive || return 0
     sleep 0.2
   done
@@ -76,14 +82,18 @@ alive() {
   tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q " $RUN "
 }
 
-# running | done | failed CODE | stopped (killed, or rebooted) | none
+# running | done | failed CODE | stopped (asked to, killed, or rebooted) | none
 state() {
   if alive; then
     echo running
   elif [[ -s $RUN/code ]]; then
     local code
     code=$(<"$RUN/code")
-    if [[ $code = 0 ]]; then echo 'done'; else echo "failed $code"; fi
+    case $code in
+      0) echo 'done' ;;
+      143) echo stopped ;;
+      *) echo "failed $code" ;;
+    esac
   elif [[ -e $RUN/pid ]]; then
     echo stopped
   else

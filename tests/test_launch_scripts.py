@@ -1,5 +1,6 @@
 """Scripts and manifests of launch/, with stand-ins for clouds and clusters."""
 
+import configparser
 import json
 import os
 import pathlib
@@ -89,10 +90,12 @@ if [[ $1 = venv ]]; then
   mkdir -p crosr_jax_env/bin
   cat > crosr_jax_env/bin/python <<'PYTHON'
 #!/usr/bin/env bash
+trap 'sleep 1; touch saved; exit 143' TERM
 printf '%s\\n' "$@" > python_call
 echo a line of the log
 mkdir -p runs/x && echo report > runs/x/report.json
-sleep "$(cat seconds 2>/dev/null || echo 0)"
+sleep "$(cat seconds 2>/dev/null || echo 0)" &
+wait $!
 code=$(head -n 1 codes 2>/dev/null)
 [[ -z $code ]] || sed -i 1d codes
 exit "${code:-0}"
@@ -419,13 +422,15 @@ def test_install_and_run_happen_once(pair):
   assert 'a run goes on' in pair.run(*_TRAIN, 'install', code=1).stderr
   assert pair.run(*_TRAIN, 'status').stdout.count(': running') == 2
   pair.run(*_TRAIN, 'stop')
+  # What it saves is saved before anything else starts.
+  assert all((home / 'saved').exists() for home in pair.homes)
   assert pair.until_done().count(': stopped; a line of the log') == 2
   pair.run(*_TRAIN, 'install')
   assert (pair.homes[1] / 'crosr_jax_source' / 'new').exists()
   # Python and packages stay.
   calls = (pair.homes[1] / 'uv_calls').read_text().splitlines()
   assert [call.split()[0] for call in calls] == ['venv', 'pip', 'pip']
-  assert calls[-1].endswith('--editable ./crosr_jax_source[tpu]')
+  assert calls[-1].endswith('--editable ./crosr_jax_source[tpu,gcs]')
 
 
 def test_one_worker_that_died_has_all_started_again(pair):
@@ -675,6 +680,23 @@ def test_the_dockerfile_is_linted():
   assert process.returncode == 0, process.stdout
 
 
+@pytest.mark.parametrize('name', ['Dockerfile', 'tpu_worker.sh'])
+def test_what_is_installed_can_reach_a_bucket(name):
+  """As every example with gs:// in it wants."""
+  known = configparser.ConfigParser()
+  known.read(ROOT / 'setup.cfg')
+  told = re.findall(
+    r'extra=(?!\[)"?(.*?)"? ;;|\[([\w,]+)\]\'$',
+    (_LAUNCH / name).read_text(),
+    re.MULTILINE,
+  )
+  found = [''.join(x).replace('$ACCELERATOR', 'cuda').split(',') for x in told]
+  assert found
+  for extras in found:
+    assert 'gcs' in extras
+    assert known['options.extras_require'].keys() >= set(extras)
+
+
 def test_the_image_has_what_it_needs_and_no_root():
   text = (_LAUNCH / 'Dockerfile').read_text()
   lines = re.sub(r'\\\n', '', text).splitlines()
@@ -703,12 +725,14 @@ def test_the_image_has_what_it_needs_and_no_root():
   assert all((ROOT / name).exists() for name in copied)
 
 
-# As srun: keeps its words, and its environment; sleeps until it is told.
+# As srun: keeps its words, and its environment; sleeps until tasks are told.
+# SIGTERM to itself kills them.
 _SRUN = """#!/usr/bin/env bash
-trap 'echo TERM > "$CLUSTER/told"; exit 143' TERM
+trap 'echo KILL > "$CLUSTER/told"; exit 137' TERM
 printf '%s\\n' "$@" > "$CLUSTER/srun"
 echo "$SRUN_CPUS_PER_TASK" > "$CLUSTER/cpus"
 for _ in $(seq "$(cat "$CLUSTER/seconds" 2>/dev/null || echo 0)"); do
+  [[ -e "$CLUSTER/told" ]] && exit 143
   sleep 1
 done
 exit "$(cat "$CLUSTER/code" 2>/dev/null || echo 0)"
@@ -722,6 +746,10 @@ def cluster(tmp_path):
   _script(
     tmp_path / 'bin' / 'scontrol',
     '#!/usr/bin/env bash\necho "$@" > "$CLUSTER/scontrol"\n',
+  )
+  _script(
+    tmp_path / 'bin' / 'scancel',
+    '#!/usr/bin/env bash\necho "$@" > "$CLUSTER/told"\n',
   )
 
   def start(*words, **variables):
@@ -768,7 +796,7 @@ def test_slurm_goes_back_into_the_queue(cluster, tmp_path, before, code):
   process.send_signal(signal.SIGUSR1)
   _, err = process.communicate(timeout=50)
   assert process.returncode == code
-  assert (tmp_path / 'told').read_text() == 'TERM\n'
+  assert (tmp_path / 'told').read_text() == '--signal=TERM 7\n'
   if code:
     assert 'started again 50 times already' in err
     assert not (tmp_path / 'scontrol').exists()
