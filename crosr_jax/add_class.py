@@ -29,8 +29,10 @@ def main(arguments: list[str]) -> None:
   from crosr_jax.data import images, named
 
   paths = named.paths(arguments)
-  from crosr_jax import openset
+  from crosr_jax import openset, saved
 
+  # A folder that is none of a run is left as it is.
+  saved.load_info(workdir)
   # Two at a time would each keep a class of their own alone.
   with files.held(workdir):
     model = openset.load(workdir)

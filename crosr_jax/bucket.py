@@ -15,7 +15,8 @@ machine that comes back from the dead, or a second job, must not mix its files
 with another's. Who finds that it was taken over ends before it uploads.
 
 Layout of the cache: <bucket>%2F<path>/, a folder for each; in that of a workdir
-.bucket.json, the checksums of the bucket's files when they were last the same.
+.bucket.json, the checksums of the bucket's files when they were last the same,
+and .bucket.lock, which is held while a process writes there.
 """
 
 import base64
@@ -38,6 +39,7 @@ from crosr_jax import files, types
 _SCHEME = 'gs://'
 _NOTE = '.bucket.json'
 _HOLDER = '.holder.json'
+_LOCK = '.bucket.lock'
 # All that an answer of a finished run needs; see saved.py.
 _FINISHED = (
   'model.json', 'weights.npz', 'fitted.npz', 'features.npz', 'added.npz',
@@ -206,25 +208,39 @@ class _Mirror:
     self._noted: dict[str, str] = {}
     # Checksums of local files, by what tells that they were not touched.
     self._known: dict[str, tuple[tuple[int, int], str]] = {}
-    self._has_failed = False
+    self._failure: types.UserError | None = None
+    # What its session holds: no other process works in the copy.
+    self.held = contextlib.ExitStack()
     # By which it is known there, once it has taken the folder.
     self._token = ''
     self._lock = threading.Lock()
     self._bucket = self._plain('read', lambda: _client().bucket(name))
 
   def open(self) -> None:
-    """Brings the copy to the bucket's state, and registers it."""
+    """Brings the copy to the bucket's state, and registers it.
+
+    Raises:
+      UserError: where the bucket cannot be read, or another process writes in
+        the copy.
+    """
     self.local.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError, ValueError, TypeError):
-      self._noted = dict(json.loads((self.local / _NOTE).read_text()))
-    found = self._pull('', self._noted)
-    # Of other files than these, those alone go up that are changed from now on.
-    self._noted, self._base = (
-      {n: x for n, x in others.items() if not self._is_wanted(n)} | found
-      for others in (self._noted, self._here() if self._names else {})
-    )
-    self._note()
-    self.register()
+    with contextlib.ExitStack() as held:
+      if before := _open.get(self.local):
+        held = before.held
+      elif self._writes:
+        held.enter_context(files.held(self.local, _LOCK))
+      with contextlib.suppress(OSError, ValueError, TypeError):
+        self._noted = dict(json.loads((self.local / _NOTE).read_text()))
+      found = self._pull('', self._noted)
+      # Of other files than these, those alone go up that are changed from now
+      # on.
+      self._noted, self._base = (
+        {n: x for n, x in others.items() if not self._is_wanted(n)} | found
+        for others in (self._noted, self._here() if self._names else {})
+      )
+      self._note()
+      self.register()
+      self.held = held.pop_all()
 
   def register(self) -> None:
     before = _open.get(self.local)
@@ -262,7 +278,7 @@ class _Mirror:
 
   def leave(self) -> None:
     # Who finds it there tells the user no more than that.
-    with contextlib.suppress(types.UserError):
+    with self.held, contextlib.suppress(types.UserError):
       if self._token and self._held_by().get('token') == self._token:
         self._delete(_HOLDER)
 
@@ -297,7 +313,7 @@ class _Mirror:
 
   def put(self) -> None:
     """Uploads what was changed here, and deletes what was deleted here."""
-    if not self._writes or self._has_failed:
+    if not self._writes or self._failure:
       return
     with self._lock:
       here = self._here()
@@ -317,12 +333,15 @@ class _Mirror:
           self._upload(name)
         for name in reversed(_in_order(gone)):
           self._delete(name)
-      except types.UserError:
-        self._has_failed = True
+      except types.UserError as error:
+        self._failure = error
         raise
       self._note()
 
   def tell(self) -> None:
+    if self._failure:
+      # Where it came another failure may have been told in its place.
+      raise self._failure
     if self._writes:
       logging.info('%s is up to date; its copy is %s', self.url, self.local)
 

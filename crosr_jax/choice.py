@@ -117,11 +117,24 @@ def threshold(held_out: np.ndarray, reject_known: float) -> float:
   Args:
     held_out: unknown scores of known samples that the net was not trained on
       and no tail was chosen on, [n].
-    reject_known: that share.
+    reject_known: that share, in (0, 0.5).
+
+  Raises:
+    UsageError: for another share, and scores that are not finite.
   """
+  check_reject_known(reject_known)
+  if not np.isfinite(held_out).all():
+    raise types.UsageError(
+      'scores of held-out samples must be finite to choose a threshold; find '
+      'the samples they are of'
+    )
   kept = metrics.threshold_at_tpr(held_out, 1.0 - reject_known)
   above = held_out[held_out > kept]
-  return (kept + float(above.min())) / 2 if len(above) else kept
+  if not len(above):
+    return kept
+  halfway = (kept + float(above.min())) / 2
+  # Scores are of float32: between two neighbours there is none.
+  return halfway if np.float32(halfway) < above.min() else kept
 
 
 def check_recipe(*, vector: str, scaling: str, tail: str) -> None:

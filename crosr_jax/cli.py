@@ -271,11 +271,9 @@ def run(
   except signals.Terminated as ended:
     signals.end(ended.number)
   except KeyboardInterrupt:
-    logging.error(signals.told(signal.SIGINT))
-    # Python ends by the signal then, after what has to be done at exit, and
-    # would show a traceback.
-    sys.excepthook = lambda *_: None
-    raise
+    # Not by way of Python's own end, which a compiler that was interrupted may
+    # not survive.
+    signals.end(signal.SIGINT)
   except Exception as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -484,7 +482,7 @@ def _set_up_logging() -> None:
   # by the threads of TensorBoard and Orbax, nor by what they do at the exit.
   logging.raiseExceptions = False
   threading.excepthook = lambda thread: logging.debug('%s', thread.exc_value)
-  sys.unraisablehook = lambda what: logging.debug('%s', what.exc_value)
+  sys.unraisablehook = _look_at_unraisable
   sys.excepthook = _print_of_main_thread
   # Orbax tells every file it opens, and what it then raises; JAX every back end
   # it does not find.
@@ -492,6 +490,13 @@ def _set_up_logging() -> None:
     logging.getLogger(name).setLevel(logging.ERROR)
   for name in ('absl', 'asyncio', 'orbax'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _look_at_unraisable(what: Any) -> None:
+  """Ctrl-C may come where Python, or JAX beneath it, cannot pass it on."""
+  if isinstance(what.exc_value, KeyboardInterrupt):
+    signals.end(signal.SIGINT)
+  logging.debug('%s', what.exc_value)
 
 
 def _print_of_main_thread(*error: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 import crosr_jax
-from crosr_jax import models, pipeline, saved, types
+from crosr_jax import models, pipeline, saved, signals, train, types
 from crosr_jax.report import architecture, comparison, published, rows
 
 # What makes a system out of a config.
@@ -177,7 +177,10 @@ def finished(run: Run, *, but: Sequence[str] = ()) -> dict | None:
     # There is none, or one that no run of this package left whole.
     return None
   last = f'{run.config.train.num_steps}.json'
-  is_whole = (run.workdir / 'digests' / last).exists()
+  is_whole = all(
+    (folder / 'digests' / last).exists()
+    for folder in train.folders(run.workdir, run.config.model.members)
+  )
   is_shown = (run.workdir / 'report.html').exists()
   return report if is_same and is_whole and is_shown else None
 
@@ -187,6 +190,9 @@ def execute(runs: Sequence[Run], data_dir: pathlib.Path) -> list[str]:
 
   Returns:
     Of each run whose training diverged, what it said: the others go on.
+
+  Raises:
+    Terminated: where a signal asked to end.
   """
   systems, diverged = list(dict.fromkeys(run.system for run in runs)), []
   for run in runs:
@@ -200,6 +206,8 @@ def execute(runs: Sequence[Run], data_dir: pathlib.Path) -> list[str]:
     except types.DivergedError as error:
       logging.warning('%s: %s', run, error)
       diverged.append(f'{run}: {error}')
+      # Who asked to end while it trained did not mean this one alone.
+      signals.check()
   return diverged
 
 

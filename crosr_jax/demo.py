@@ -9,6 +9,7 @@ where it lies on the map of the known classes. Needs pip install
 to the network, to everyone who can reach it.
 """
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -43,7 +44,9 @@ def main() -> None:
   known = None
   if 'features_sha256' in saved.load_info(workdir):
     known = saved.load_features(workdir)['train']
-  app = demo_page.create(model, known)
+  # Else a page of elsewhere, whose name leads here, could ask in its place.
+  is_welcome = _is_of_this_machine if _is_of_this_machine(_HOST.value) else None
+  app = demo_page.create(model, known, is_welcome=is_welcome)
   # Compiles, so that the first drawing is answered at once.
   demo_page.warm_up(model)
   logging.getLogger('werkzeug').setLevel(logging.ERROR)
@@ -56,13 +59,16 @@ def main() -> None:
   server.serve_forever()
 
 
+def _is_of_this_machine(host: str) -> bool:
+  """Whether a name or an address leads from here to here, wherever asked."""
+  with contextlib.suppress(ValueError):
+    return ipaddress.ip_address(host).is_loopback
+  return host == 'localhost'
+
+
 def _listen(host: str, port: int) -> socket.socket:
   """A socket before anything slow is done: a taken port is told at once."""
-  try:
-    is_local = ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    is_local = host == 'localhost'
-  if not is_local:
+  if not _is_of_this_machine(host):
     logging.warning(
       'everyone who can reach %s can open the page and send it images', host
     )

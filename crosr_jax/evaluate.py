@@ -91,6 +91,12 @@ def main() -> None:
     raise types.UsageError(
       f'--max_unknown={_MAX_UNKNOWN.value}: at least 1 is needed'
     )
+  if _FEATURES.value and not files.user_path(_FEATURES.value).is_file():
+    raise types.UsageError(
+      f'--features={_FEATURES.value} is no file; name an npz file of features'
+    )
+  if _SAVE_FEATURES.value:
+    files.check_output(files.user_path(_SAVE_FEATURES.value))
   from crosr_jax import choice, judge, saved
   from crosr_jax.report import terminal
 

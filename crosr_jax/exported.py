@@ -17,7 +17,7 @@ import jax.export
 import numpy as np
 
 MAGIC = b'crosr_jax exported model\n'
-FORMAT = 1
+FORMAT = 2
 
 
 class Exported:
@@ -44,6 +44,12 @@ class Exported:
     return tuple(np.asarray(x) for x in found)  # type: ignore[return-value]
 
 
+def checksum(header: dict[str, Any], body: bytes) -> str:
+  """SHA-256 in hex of a header, without this, and of what follows it."""
+  text = json.dumps(header, sort_keys=True)
+  return hashlib.sha256(text.encode() + body).hexdigest()
+
+
 def load(path: str) -> Exported:
   """The model in a file.
 
@@ -65,6 +71,6 @@ def load(path: str) -> Exported:
     raise ValueError(
       f'{path} is of format {header.get("format")}, this reads {FORMAT}'
     )
-  if hashlib.sha256(body).hexdigest() != header['sha256']:
+  if header.pop('sha256', '') != checksum(header, body):
     raise ValueError(f'{path} is damaged: its checksum is another')
   return Exported(header, jax.export.deserialize(bytearray(body)))

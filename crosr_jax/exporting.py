@@ -5,11 +5,12 @@ Of JAX, which exported.py reads; or ONNX, which many runtimes do.
 B batch, K known classes, H x W pixels, C channels.
 """
 
+import contextlib
 import dataclasses
-import hashlib
 import json
+import logging
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ def pack(model: openset.OpenSetModel, card: Mapping[str, Any]) -> bytes:
   """
   found = function(model)
   body = bytes(found.serialize())
-  header = {
+  header: dict[str, Any] = {
     'format': exported.FORMAT,
     **_facts(model),
     'platforms': list(PLATFORMS),
@@ -42,9 +43,9 @@ def pack(model: openset.OpenSetModel, card: Mapping[str, Any]) -> bytes:
       'read what it exports for six months at least'
     ),
     'calling_convention': found.calling_convention_version,
-    'sha256': hashlib.sha256(body).hexdigest(),
     'card': dict(card),
   }
+  header['sha256'] = exported.checksum(header, body)
   text = json.dumps(header, indent=1).encode()
   return b''.join([exported.MAGIC, struct.pack('<Q', len(text)), text, body])
 
@@ -62,23 +63,36 @@ def pack_onnx(model: openset.OpenSetModel, card: Mapping[str, Any]) -> bytes:
       'no convolution for CPU; export to a name that ends in .jaxexport, or '
       "train with model.dtype='float32'"
     )
-  try:
-    import jax2onnx
-  except ImportError:
-    raise types.UsageError(
-      "ONNX needs a converter: pip install 'crosr_jax[onnx]'"
-    ) from None
-  found = jax2onnx.to_onnx(
-    _run(model),
-    [jax.ShapeDtypeStruct(('N', *model.image_shape), jnp.uint8)],
-    model_name='crosr_jax',
-    input_names=['image'],
-    output_names=['probability', 'unknown_score', 'prediction'],
-  )
+  with _no_news():
+    try:
+      import jax2onnx
+    except ImportError:
+      raise types.UsageError(
+        "ONNX needs a converter: pip install 'crosr_jax[onnx]'"
+      ) from None
+    found = jax2onnx.to_onnx(
+      _run(model),
+      [jax.ShapeDtypeStruct(('N', *model.image_shape), jnp.uint8)],
+      model_name='crosr_jax',
+      input_names=['image'],
+      output_names=['probability', 'unknown_score', 'prediction'],
+    )
+  # Shapes of what is between; the converter gets some of them wrong.
+  del found.graph.value_info[:]
   for key, value in {**_facts(model), 'card': dict(card)}.items():
     entry = found.metadata_props.add()
     entry.key, entry.value = key, json.dumps(value)
   return found.SerializeToString()
+
+
+@contextlib.contextmanager
+def _no_news() -> Iterator[None]:
+  """Only warnings are logged: the converter tells what else it looks for."""
+  logging.disable(logging.INFO)
+  try:
+    yield
+  finally:
+    logging.disable(logging.NOTSET)
 
 
 def _facts(model: openset.OpenSetModel) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import glob
 import logging
 import os
 import pathlib
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -73,8 +74,13 @@ def check_output(path: str | os.PathLike) -> None:
   """Looks at what a file that is to be written would replace.
 
   Raises:
-    UsageError: where it is a folder, a device or a pipe.
+    UsageError: where it is a folder, a device or a pipe, or of a bucket.
   """
+  if re.match(r'\w+:/', str(path)):
+    raise types.UsageError(
+      f'{path} cannot be written to from here; name a file of this machine, '
+      'and copy that'
+    )
   if os.path.isdir(path):
     raise types.UsageError(f'{path} is a folder; name a file')
   if os.path.exists(path) and not os.path.isfile(path):
@@ -109,13 +115,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: str | os.PathLike) -> Iterator[None]:
+def held(folder: str | os.PathLike, name: str = 'run.lock') -> Iterator[None]:
   """Keeps all others who ask out of a folder; ends with its holder, at latest.
+
+  Args:
+    folder: that is there.
+    name: of the lock's file in it.
 
   Raises:
     UserError: where another process holds it; the line names that process.
   """
-  with open(pathlib.Path(folder) / 'run.lock', 'a+') as file:
+  with open(pathlib.Path(folder) / name, 'a+') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -125,16 +135,21 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
         'that ends, or take another folder'
       ) from None
     except OSError as error:
-      logging.warning(
-        '%s: this file system knows no locks (%s), so that nobody notices a '
-        'second job in the same folder',
-        *(folder, error.strerror),
-      )
+      warn_of_no_locks(folder, error)
     with _naming(pathlib.Path(file.name)):
       # Past the buffer, which a full disk would let fail once more at the end.
       os.truncate(file.fileno(), 0)
       os.write(file.fileno(), this_process().encode())
     yield
+
+
+def warn_of_no_locks(folder: str | os.PathLike, error: OSError) -> None:
+  """Where taking one failed: some network file systems have none."""
+  logging.warning(
+    '%s: this file system knows no locks (%s), so that nobody notices a second '
+    'job in the same folder',
+    *(folder, error.strerror),
+  )
 
 
 def this_process() -> str:

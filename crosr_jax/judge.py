@@ -238,7 +238,9 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
         f'{found.label.ndim}'
       )
     count = len(found.label)
-    if found.logits.shape != (count, *num_classes) or not count:
+    if not count:
+      raise types.UsageError(f'{path}: {name} holds no sample; leave it out')
+    if found.logits.shape != (count, *num_classes):
       raise types.UsageError(
         f'{path}: {name}/logits has shape {list(found.logits.shape)}, needed '
         f'is {[count, *num_classes]}: a row for each label, a column for each '
@@ -253,6 +255,11 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
       raise types.UsageError(
         f'{path}: {name}/label has {found.label[~known][0]}, known classes are '
         f'0..{num_classes[0] - 1}'
+      )
+    if name not in types.PARTS and np.any(found.label >= 0):
+      raise types.UsageError(
+        f'{path}: {name}/label has {found.label.max()}, but labels of unknown '
+        f'sets are -1; known samples are of {", ".join(types.PARTS)}'
       )
 
 
@@ -299,7 +306,11 @@ def _fit(
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always', UserWarning)
     for name, fields in recipes.items():
-      fitted[name] = weibull.fit(known, class_names=class_names, **fields)
+      try:
+        fitted[name] = weibull.fit(known, class_names=class_names, **fields)
+      except types.UserError as error:
+        # Its tail may be another than the one that was asked for.
+        raise type(error)(f'{name}: {error}') from None
       for warning in caught:
         logging.warning('%s: %s', name, warning.message)
         # NumPy's own warnings are of another kind, and no matter of the data.

@@ -65,6 +65,8 @@ def main() -> None:
       _pretend(_DEVICES.value)
     print(terminal.plan(name, pipeline.plan(_CONFIG.value)))
     return
+  # Whose number a process is starts JAX, which reads that but once.
+  pipeline.set_deterministic(_CONFIG.value)
   with distributed.joined(processes):
     if workdir is None:
       # One process works in it.

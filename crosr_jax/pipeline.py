@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax._src import xla_bridge
 from ml_collections import config_dict
 
 import crosr_jax
@@ -54,6 +55,7 @@ _CONTROL = (
 )
 
 _EVALUATION = ('unknown_sets', 'max_unknown', 'unknown_dirs', 'cifar100_splits')
+_DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 # Arguments of stages that are of no section.
 _GIVEN = (
   *('seed', 'data_dir', 'parallel', 'training'),
@@ -319,9 +321,15 @@ def _opened(
 
 def set_deterministic(config: config_dict.ConfigDict) -> None:
   """Before JAX is first used: bit-equal training on GPU, where asked for."""
-  if config.deterministic:
-    flag = '--xla_gpu_deterministic_ops=true'
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'
+  before, flag = os.environ.get('XLA_FLAGS', ''), _DETERMINISTIC
+  if config.deterministic and flag not in before.split():
+    os.environ['XLA_FLAGS'] = f'{before} {flag}'
+    if xla_bridge.backends_are_initialized():
+      logging.warning(
+        'deterministic=True comes too late, JAX is in use already: begin anew '
+        'with XLA_FLAGS=%s',
+        flag,
+      )
 
 
 def _record(message: str) -> logging.LogRecord:
@@ -337,6 +345,11 @@ def check_config(config: config_dict.ConfigDict) -> None:
       raise types.UsageError(f'{name} is too large: {value}')
   if config.seed < 0:
     raise types.UsageError(f'seed must be at least 0, got {config.seed}')
+  if (config.seed + 1) * config.model.members > 2**32:
+    raise types.UsageError(
+      f'seed={config.seed} is too large for model.members='
+      f'{config.model.members}: each of them has one of its own, below 2**32'
+    )
   if config.report.map_samples < 0:
     raise types.UsageError(
       f'report.map_samples must be at least 0, got {config.report.map_samples}'

@@ -4,8 +4,8 @@
 
 Some known classes are kept back, a net is trained on the others, and every
 recipe is scored on telling its held-out known samples from the classes kept
-back and from images made of known ones. No test sample and no unknown is ever
-read. The ranking is <workdir>/ranking.md. Any field is overridden by
+back and from images made of known ones. No test sample is ever scored and no
+unknown read. The ranking is <workdir>/ranking.md. Any field is overridden by
 --config.<field>=VALUE: try other trainings so.
 """
 

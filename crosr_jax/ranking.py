@@ -1,4 +1,4 @@
-"""Ranks recipes on stand-ins for unknowns; no test sample is ever looked at.
+"""Ranks recipes on stand-ins for unknowns; no test sample is ever scored.
 
 A net is trained on a part of the known classes. The held-out classes' samples
 are near unknowns; images made of known ones (data/standins.py) are far ones.
@@ -97,7 +97,10 @@ def run(
       f'--hold_out={hold_out}: of {len(known)} known classes, 2 to '
       f'{len(known) - 2} can be held out'
     )
-  drawn = splits.distinct(len(known), len(known) - hold_out, folds, seed=0)
+  try:
+    drawn = splits.distinct(len(known), len(known) - hold_out, folds, seed=0)
+  except types.UserError as error:
+    raise types.UsageError(f'--folds={folds}: {error}') from None
   found: list[dict[str, Any]] = []
   for i, positions in enumerate(drawn):
     kept = [known[k] for k in positions]
@@ -292,6 +295,7 @@ def _only(
   ):
     changed.data[field] = value
   changed.evaluation.unknown_sets = ()
+  changed.evaluation.unknown_dirs = ()
   changed.evaluation.cifar100_splits = ()
   return changed
 

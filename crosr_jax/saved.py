@@ -226,18 +226,33 @@ def read_features(path: str | os.PathLike) -> dict[str, types.Features]:
   Raises:
     UserError: where the file cannot be read, or holds something else.
   """
+  fields = types.Features._fields
   try:
     arrays = _arrays(pathlib.Path(path).read_bytes())
-    found = {n: types.Features(**x) for n, x in _by_name(arrays).items()}
   except OSError as error:
     raise types.UserError(f'{path}: {error.strerror}') from None
-  except Exception:
+  except Exception as error:
     # Whatever is in it: a file that is no npz fails in many ways.
-    fields = ', '.join(types.Features._fields)
     raise types.UserError(
-      f'{path} holds no features; an npz file of arrays <part>/<field> is '
-      f'needed, with the fields {fields}'
+      f'{path} holds no features ({error}); an npz file of arrays '
+      f'<part>/<field> is needed, with the fields {", ".join(fields)}'
     ) from None
+  found = {}
+  for name, part in _by_name(arrays).items():
+    for field in part:
+      if not name or field not in fields:
+        key = f'{name}/{field}' if name else field
+        raise types.UserError(
+          f'{path}: {key!r} is none of <part>/<field>, with the fields '
+          f'{", ".join(fields)}; leave it out'
+        )
+    needed = [x for x in fields if x not in types.Features._field_defaults]
+    if lacking := [x for x in needed if x not in part]:
+      raise types.UserError(
+        f'{path}: {name} has no {lacking[0]!r}; a net without codes has a '
+        'latent of shape [N, 0]'
+      )
+    found[name] = types.Features(**part)
   return found
 
 

@@ -296,7 +296,7 @@ def decide(
   closed_prediction: np.ndarray,
   *,
   decision: str = 'argmax',
-  threshold: float = float('inf'),
+  threshold: float | None = None,
 ) -> np.ndarray:
   """The class of each sample, [N] int32, -1 = unknown.
 
@@ -307,18 +307,29 @@ def decide(
       p >= 0.5, unknown where there is none; 'tpr95' and 'calibrated': unknown
       where the unknown score is above `threshold`, else the closed-set class.
     threshold: chosen on held-out known samples, to keep 95 % of them or all but
-      the share that was asked for.
+      the share that was asked for; where the decision needs one.
 
   Raises:
-    ValueError: for an unknown decision.
+    ValueError: for an unknown decision, one without its threshold, and classes
+      of other samples.
   """
   check_fields(decision=decision)
+  if np.shape(closed_prediction) != np.shape(scores.prediction):
+    raise types.UsageError(
+      f'closed_prediction has shape {np.shape(closed_prediction)}, the scores '
+      f'are of {len(scores.prediction)} samples'
+    )
   if decision == 'argmax':
     return scores.prediction
   if decision == 'half':
     accepted = scores.probability.max(axis=1) >= 0.5
     known = scores.prediction
   else:
+    if threshold is None or np.isnan(threshold):
+      raise types.UsageError(
+        f'decision {decision!r} needs a threshold, got {threshold}; '
+        'choice.threshold finds one'
+      )
     accepted = scores.unknown_score <= threshold
     known = closed_prediction
   return np.where(accepted, known, types.UNKNOWN).astype(np.int32)

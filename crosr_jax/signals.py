@@ -62,12 +62,24 @@ def deferred() -> Iterator[Callable[[], bool]]:
     yield lambda: bool(_came)
   finally:
     _is_deferred = False
+  check()
+
+
+def check() -> None:
+  """After a block that ended with another error.
+
+  Raises:
+    Terminated: where a signal came in it.
+  """
   if _came:
     raise Terminated
 
 
 def end(number: int) -> NoReturn:
   """Ends as this signal ends a process: a shell sees 143, 130 or 129."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
   _say(told(number))
   signal.signal(number, signal.SIG_DFL)
   os.kill(os.getpid(), number)

@@ -440,6 +440,13 @@ def _images_for_init(model: dhrnet.DHRNet, shape: Sequence[int]) -> int:
   return max(1, min(_IMAGES_FOR_INIT, _PIXELS_FOR_INIT // pixels))
 
 
+def folders(workdir: pathlib.Path, members: int) -> list[pathlib.Path]:
+  """Where the checkpoints of each net are, of one or of several."""
+  if members == 1:
+    return [workdir]
+  return [workdir / 'members' / str(i) for i in range(members)]
+
+
 def fit_all(
   model: models.Net,
   train: splits.Labelled,
@@ -455,7 +462,7 @@ def fit_all(
     model: the net.
     train: see `fit`.
     select: see `fit`.
-    workdir: of the checkpoints; those of member i are in members/<i>.
+    workdir: of the checkpoints, see `folders`.
     seed: of M members, member i takes M * seed + i, so that no two ensembles
       share one.
     **fields: see `fit`.
@@ -471,9 +478,9 @@ def fit_all(
     return fit(model, train, select, workdir, seed=seed, **fields)
   count = len(model.members)
   trained = []
-  for i, member in enumerate(model.members):
+  for i, folder in enumerate(folders(workdir, count)):
     logging.info('member %d of %d', i + 1, count)
-    folder = workdir / 'members' / str(i)
+    member = model.members[i]
     own = count * seed + i
     trained.append(fit(member, train, select, folder, seed=own, **fields))
   params, batch_stats = (

@@ -174,6 +174,12 @@ def fit_stream(
   check_recipe(
     vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
   )
+  for given in (blocks, tail_blocks):
+    if given is not None and not callable(given):
+      raise types.UsageError(
+        f'blocks must be a function that gives them anew for each pass, got a '
+        f'{type(given).__name__}'
+      )
   (fitted,) = _fit(
     blocks,
     vector,
@@ -290,7 +296,9 @@ def _fit(
   wanted = [_tail_counts(count, *length) for length in lengths]
   kept = [np.minimum(size, count) for size in wanted]
   tails = _Tails(np.max(kept, axis=0))
+  seen = np.zeros((1, 1), np.int64)
   for distance, label in _correct(blocks, vector, space.distance):
+    seen += len(label)
     if not np.isfinite(distance).all():
       k = label[np.argmin(np.isfinite(distance))]
       raise types.UserError(
@@ -299,6 +307,12 @@ def _fit(
         'and score'
       )
     tails.add(label, distance)
+  seen = _sum(seen, everyone)
+  if seen[0, 0] != count.sum():
+    raise types.UsageError(
+      'blocks must give the same samples each time that it is called, it gave '
+      f'{count.sum()} that are classified rightly, and then {seen[0, 0]}'
+    )
   if everyone is not alone:
     tails.share(everyone)
   _warn_far(space, tails.padded(np.ones_like(count))[:, 0], class_names)
@@ -809,6 +823,7 @@ def _each(
   """fn of each piece, in order, and K, L and D."""
   # New memory for every piece would take longer than what is computed in it.
   own = threading.local()
+  first: list[tuple[int, int, int]] = []
 
   def work(
     features: types.Features, positions: np.ndarray
@@ -820,17 +835,17 @@ def _each(
     if memory.shape[1] < shape[0] or memory.shape[2] != shape[1]:
       own.memory = memory = np.empty((2, *shape))
     sizes = rows.logits.shape[1], rows.latent.shape[1], shape[1]
-    return fn(_Piece(parts, rows.label.astype(np.int64), memory)), sizes
-
-  before: tuple[int, ...] | None = None
-  for result, sizes in _on_all_cores(work, _pieces(blocks)):
-    if before not in (None, sizes):
+    # The first piece is done before all others.
+    if not first:
+      first.append(sizes)
+    if sizes != first[0]:
       raise types.UsageError(
         'blocks of features differ: classes, latent width and vector width '
-        f'were {before} and are {sizes}'
+        f'were {first[0]} and are {sizes}'
       )
-    before = sizes
-    yield result, sizes
+    return fn(_Piece(parts, rows.label.astype(np.int64), memory)), sizes
+
+  yield from _on_all_cores(work, _pieces(blocks))
 
 
 def _correct(

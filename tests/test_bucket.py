@@ -1,5 +1,6 @@
 """Folders of a bucket, against a server that speaks its protocol."""
 
+import contextlib
 import http.server
 import itertools
 import json
@@ -124,7 +125,7 @@ def _local(workdir):
   return {
     path.relative_to(workdir).as_posix()
     for path in workdir.rglob('*')
-    if path.is_file() and path.name != '.bucket.json'
+    if path.is_file() and not path.name.startswith('.bucket.')
   }
 
 
@@ -400,6 +401,38 @@ def test_session(server, failure):
   (workdir / 'later').write_text('x')
   bucket.put(workdir)
   assert 'runs/x/later' not in server.names()
+
+
+def test_a_second_job_of_this_machine_changes_nothing(server):
+  """It is refused before it brings or uploads anything."""
+  with bucket.session():
+    workdir = bucket.workdir(_URL)
+    (workdir / 'weights.npz').write_text('half')
+    server.write('runs/x/run.log', b'of another time')
+    names = server.names('runs/x/')
+    code = f'from crosr_jax import bucket; bucket.workdir("{_URL}")'
+    process = subprocess.run(
+      [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f'{workdir} is in use by process' in process.stderr
+    assert server.names('runs/x/') == names
+    assert not (workdir / 'run.log').exists()
+    # Twice in one process is no second job.
+    assert bucket.workdir(_URL) == workdir
+  bucket.workdir(_URL)
+
+
+def test_an_upload_that_failed_is_told_last(server, impatient):
+  server.fails = lambda _, asked: 503 if 'upload' in asked else 0
+  with (
+    pytest.raises(types.UserError, match='cannot be written'),
+    bucket.session(),
+  ):
+    workdir = bucket.workdir(_URL)
+    (workdir / 'run.log').write_text('x')
+    # As where a training diverges meanwhile, and others are to follow.
+    with contextlib.suppress(types.UserError):
+      bucket.put(workdir)
 
 
 def test_who_took_it_last_has_it(server, tmp_path, caplog):

@@ -91,6 +91,30 @@ def test_bad_share(generator, value):
     choice.check_decision(alpha=1, decision='auto', reject_known=value)
 
 
+@pytest.mark.parametrize(
+  ('scores', 'share', 'told'),
+  [
+    (np.arange(9.0), 2, 'reject_known must be in .* got 2'),
+    (np.arange(9.0), -1, 'reject_known must be in'),
+    (np.arange(9.0), float('nan'), 'reject_known must be in'),
+    (np.array([0.0, np.nan]), 0.1, 'must be finite'),
+  ],
+)
+def test_bad_thresholds(scores, share, told):
+  with pytest.raises(ValueError, match=told):
+    choice.threshold(scores, share)
+
+
+def test_a_threshold_between_neighbours_keeps_what_it_should():
+  """Between which float32, in which it is compared, has no number."""
+  low = np.float32(1.0)
+  high = np.nextafter(low, np.float32(2.0))
+  for values in ((low, high), (high, np.nextafter(high, np.float32(2.0)))):
+    scores = np.repeat(np.array(values, np.float32), [98, 2])
+    found = np.float32(choice.threshold(scores, 0.02))
+    assert np.mean(scores > found) == pytest.approx(0.02)
+
+
 def test_nothing_held_out(generator):
   none = _features(generator, 0)
   with pytest.raises(ValueError, match=r'raise data.select_share'):

@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 from html import parser
@@ -15,7 +16,7 @@ from ml_collections import config_dict
 from PIL import Image
 
 from configs import cifar10_split, cifar_plus
-from crosr_jax import cli, comparison, types
+from crosr_jax import cli, comparison, signals, types
 from crosr_jax.report import (
   architecture,
   dots,
@@ -627,6 +628,15 @@ def test_what_counts_as_finished(tmp_path):
   assert comparison.finished(run, but=['report'])['config'] == other
   path.write_text('{')
   assert comparison.finished(run) is None
+  # Of several nets each has its own checkpoints.
+  run.config.model.members = 2
+  report['config']['model']['members'] = 2
+  for i in range(2):
+    assert found() is None
+    digests = run.workdir / 'members' / str(i) / 'digests'
+    digests.mkdir(parents=True)
+    (digests / '600.json').write_text('{}')
+  assert found() == report
 
 
 @pytest.mark.parametrize(
@@ -676,6 +686,27 @@ def test_a_run_that_diverges_does_not_stop_the_others(tmp_path, monkeypatch):
   told = comparison.execute(runs, tmp_path)
   assert ran == list(comparison.SYSTEMS)
   assert told == ['laddernet, seed 0: training diverged']
+
+
+def test_who_asks_one_that_diverges_to_end_asks_all(tmp_path, monkeypatch):
+  runs = comparison.plan(CONFIGS['digits'], 'digits', tmp_path)
+  ran = []
+
+  def run(config, name, workdir, data_dir):
+    ran.append(workdir)
+    with signals.deferred():
+      signal.raise_signal(signal.SIGTERM)
+      raise types.DivergedError('training diverged')
+
+  monkeypatch.setattr(comparison.pipeline, 'run', run)
+  before = signal.getsignal(signal.SIGTERM)
+  signals.listen()
+  try:
+    with pytest.raises(signals.Terminated):
+      comparison.execute(runs, tmp_path)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert len(ran) == 1
 
 
 def test_some_of_the_splits_do_not_compare(tmp_path):

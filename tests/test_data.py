@@ -137,6 +137,10 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
     ({'unknown_classes': (7.0,)}, 'unknown_classes: 7.0 is no class'),
     ({'evaluation_seed': -1}, r'data.evaluation_seed .* got -1'),
     ({'max_unknown': 0}, 'max_unknown must be at least 1'),
+    (
+      {'grey': True},
+      "data.grey=True is for data.name='folder', this is digits",
+    ),
   ],
 )
 def test_bad_fields(changes, message):

@@ -16,7 +16,7 @@ from conftest import COMMAND_ENVIRONMENT, ROOT
 from PIL import Image
 from sklearn import datasets
 
-from crosr_jax import openset, saved, types
+from crosr_jax import demo, openset, saved, types
 
 flask = pytest.importorskip('flask')
 
@@ -108,6 +108,30 @@ def test_the_rate_is_bounded(model):
   client = demo_page.create(model, None, limiter).test_client()
   response = client.post('/answer', data=_png(_digit(0)))
   assert response.status_code == 429 and 'wait' in response.json['error']
+
+
+@pytest.mark.parametrize(
+  ('host', 'origin', 'status'),
+  [
+    ('127.0.0.1:8000', '', 200),
+    ('localhost', 'http://localhost', 200),
+    ('[::1]:8000', 'http://[::1]:8000', 200),
+    ('evil.example', '', 403),
+    ('127.0.0.1.evil.example', '', 403),
+    ('localhost', 'http://evil.example', 403),
+    ('localhost', 'null', 403),
+    ('localhost', 'http://[::1', 403),
+  ],
+)
+def test_pages_of_elsewhere_are_not_answered(model, host, origin, status):
+  """Though their names may lead to this machine."""
+  is_welcome = demo._is_of_this_machine
+  page = demo_page.create(model, None, is_welcome=is_welcome)
+  headers = {'Host': host} | ({'Origin': origin} if origin else {})
+  response = page.test_client().get('/model.json', headers=headers)
+  assert response.status_code == status
+  open_page = demo_page.create(model, None).test_client()
+  assert open_page.get('/model.json', headers=headers).status_code == 200
 
 
 def test_the_map_tells_classes_apart(digits_run):

@@ -169,6 +169,14 @@ def test_features_of_any_net(evaluate, tmp_path, generator):
       lambda p: p.update(test=p['test']._replace(label=np.full(60, 3))),
       'test/label has 3, known classes are 0..2',
     ),
+    (
+      lambda p: p.update(odd=types.Features(*(x[:0] for x in p['odd']))),
+      'odd holds no sample; leave it out',
+    ),
+    (
+      lambda p: p.update(validation=p['test']),
+      'validation/label has 2, but labels of unknown sets are -1; known',
+    ),
   ],
 )
 def test_features_that_cannot_be_used(
@@ -179,6 +187,32 @@ def test_features_that_cannot_be_used(
   saved.write_features(tmp_path / 'x.npz', parts)
   process = evaluate(f'--features={tmp_path / "x.npz"}', code=2)
   assert words in process.stderr
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda a: a.pop('train/latent'), "train has no 'latent'; .* shape [N, 0]"),
+    (lambda a: a.update(mine=a['test/label']), "'mine' is none of <part>/<fie"),
+    (
+      lambda a: a.update({'test/labels': a['test/label']}),
+      "'test/labels' is none of <part>/<field>, with the fields logits, ",
+    ),
+  ],
+)
+def test_arrays_that_are_no_features(tmp_path, generator, change, words):
+  arrays = saved._by_field(_parts(generator))
+  del arrays['test/reconstruction_error']
+  np.savez(tmp_path / 'x.npz', **arrays)
+  assert (
+    saved.read_features(tmp_path / 'x.npz').keys() == _parts(generator).keys()
+  )
+  change(arrays)
+  np.savez(tmp_path / 'x.npz', **arrays)
+  with pytest.raises(types.UserError) as caught:
+    saved.read_features(tmp_path / 'x.npz')
+  first, _, second = words.partition(' .* ')
+  assert first in str(caught.value) and second in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +259,13 @@ def test_mistakes(workdir, evaluate, tmp_path):
     ((run, '--reject_known=0.9'), 2, 'reject_known'),
     ((f'--features={tmp_path / "x.npz"}',), 1, 'holds no features'),
     ((f'--features={tmp_path / "y.npz"}',), 1, 'holds no features'),
-    ((f'--features={tmp_path / "no.npz"}',), 1, 'No such file'),
+    ((f'--features={tmp_path / "no.npz"}',), 2, 'no.npz is no file; name'),
+    ((f'--features={tmp_path}',), 2, 'is no file; name an npz file'),
+    (
+      (run, '--save_features=gs://b/x.npz'),
+      2,
+      'cannot be written to from here',
+    ),
     (('--features=~nobody-of-that-name/x.npz',), 2, 'home'),
   ):
     process = evaluate(*arguments, code=code)

@@ -274,6 +274,8 @@ def test_files_that_are_none(tmp_path, workdir):
   later = json.dumps({**header, 'format': 99}).encode()
   flipped = bytearray(whole)
   flipped[-1000] ^= 1
+  renamed = whole.replace(b'"1",', b'"7",', 1)
+  assert renamed != whole
   for data, words in (
     (b'', 'no exported model'),
     (b'x' * 1000, 'no exported model'),
@@ -281,6 +283,8 @@ def test_files_that_are_none(tmp_path, workdir):
     (whole[: start + 10], 'header cannot be read'),
     (whole[:-1], 'checksum'),
     (bytes(flipped), 'checksum'),
+    (renamed, 'checksum'),
+    (whole.replace(b'"sha256"', b'"sha25_"', 1), 'checksum'),
     (
       exported.MAGIC
       + struct.pack('<Q', len(later))
@@ -301,6 +305,10 @@ def test_mistakes(tmp_path, workdir, environment):
     ((f'--workdir={workdir}',), '--output is needed'),
     ((f'--workdir={workdir}', f'--output={tmp_path}'), 'is a folder'),
     ((f'--workdir={workdir}', '--output=/dev/null'), 'is no regular file'),
+    (
+      (f'--workdir={workdir}', '--output=gs://bucket/x.jaxexport'),
+      'gs:/bucket/x.jaxexport cannot be written to from here',
+    ),
   ):
     process = _command(environment, *arguments)
     assert process.returncode == 2 and words in process.stderr

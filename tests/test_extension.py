@@ -320,3 +320,8 @@ def test_command(digits_copy, sevens, tmp_path):
   assert done.returncode == 2 and 'cannot name a new class' in done.stderr
   done = run('add_class', str(folder))
   assert done.returncode == 2 and '--name is needed' in done.stderr
+  # A folder of anything else is left as it is.
+  before = sorted(folder.iterdir())
+  done = run('add_class', '--name=x', f'--workdir={folder}', str(folder))
+  assert 'model.json is missing' in done.stderr
+  assert sorted(folder.iterdir()) == before

@@ -244,6 +244,15 @@ def test_no_more_in_memory_than_fits(some, monkeypatch):
   np.testing.assert_array_equal(images.for_statistics(files), pixels[[0, 4, 8]])
 
 
+@pytest.mark.parametrize('count', [1, 6, 7, 11, 12, 20])
+def test_some_are_of_all_classes(count):
+  """They come sorted by class; steps differ by one at most."""
+  found = images.spread(np.arange(12), count)
+  assert len(found) == min(count, 12) and found[0] == 0
+  steps = np.diff([*found, 12])
+  assert np.ptp(steps) <= 1
+
+
 def test_drawings(tmp_path):
   canvas = np.zeros((100, 100), np.uint8)
   canvas[10:50, 60:80] = 200

@@ -199,13 +199,27 @@ def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
   _assert_as(workdir, whole[0])
 
 
-def test_an_interrupted_command_ends_by_the_signal(environment):
+@pytest.mark.parametrize(
+  'code',
+  [
+    'cli.run(lambda: signal.raise_signal(signal.SIGINT))',
+    # Where Python cannot pass it on, as while it collects garbage.
+    """class X:
+  def __del__(self):
+    signal.raise_signal(signal.SIGINT)
+
+
+def main():
+  X()
+  sys.exit('it went on')
+
+
+cli.run(main)""",
+  ],
+)
+def test_an_interrupted_command_ends_by_the_signal(environment, code):
   """Else a shell would go on with the next round of its loop."""
-  code = (
-    'import signal\n'
-    'from crosr_jax import cli\n'
-    'cli.run(lambda: signal.raise_signal(signal.SIGINT))'
-  )
+  code = f'import signal, sys\nfrom crosr_jax import cli\n{code}'
   process = subprocess.run(
     [sys.executable, '-c', code], env=environment, capture_output=True
   )
@@ -248,6 +262,10 @@ def test_files_that_cannot_be_written(run, whole, tmp_path):
     (['--config=configs/digits.py:'], ['no variant after the colon']),
     ([*SMALL, '--config=configs/no.py'], ['more than once']),
     ([*SMALL, f'--config.seed={10**30}'], ['seed is too large', str(10**30)]),
+    (
+      [*SMALL, f'--config.seed={2**31 - 1}', '--config.model.members=3'],
+      [f'seed={2**31 - 1} is too large for model.members=3'],
+    ),
     ([*SMALL, '--config.seed=-1'], ['seed must be at least 0, got -1']),
     (['--config=configs'], ["'configs' is a folder"]),
     (['--config=setup.cfg'], ['setup.cfg cannot be loaded', '.py']),

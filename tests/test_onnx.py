@@ -11,6 +11,7 @@ from sklearn import datasets
 
 from crosr_jax import openset, pipeline
 
+onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 pytest.importorskip('jax2onnx')
 
@@ -62,6 +63,8 @@ def test_answers_as_the_project_does(tmp_path, environment, fields):
   )  # fmt: skip
   assert process.returncode == 0, process.stderr
   expected = openset.load(tmp_path)(image)
+  assert len(process.stdout.splitlines()) == 1 and not process.stderr
+  onnx.checker.check_model(onnx.load(output), full_check=True)
   session = onnxruntime.InferenceSession(output)
   for count in (1, len(image)):
     found = session.run(

@@ -407,6 +407,15 @@ def test_full_disk(tmp_path, mnist, monkeypatch):
   assert _left(tmp_path) == []
 
 
+def test_a_file_system_without_locks(tmp_path, mnist, monkeypatch, caplog):
+  def flock(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  _prepare(tmp_path)
+  assert 'knows no locks (No locks available)' in caplog.text
+
+
 def test_two_at_once(tmp_path, mnist, caplog):
   """The second waits for the first, and finds its work done."""
   caplog.set_level('INFO')

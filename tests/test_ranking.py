@@ -168,6 +168,11 @@ def test_another_training_is_refused(ranked, small):
       ranking.run(other, workdir, workdir, hold_out=3, folds=1)
 
 
+def test_more_folds_than_there_are(small, tmp_path):
+  with pytest.raises(types.UsageError, match=r'--folds=99: .* there are 35'):
+    ranking.run(small, tmp_path, tmp_path, hold_out=3, folds=99)
+
+
 def test_the_split_that_is_named(small, tmp_path, monkeypatch):
   trained = []
 
@@ -179,6 +184,8 @@ def test_the_split_that_is_named(small, tmp_path, monkeypatch):
   config = small.copy_and_resolve_references()
   config.data.unknown_classes = ()
   config.data.splits, config.data.split = ((0, 1, 2, 3), (5, 6, 7, 8, 9)), 1
+  # Unknowns are not so much as looked for.
+  config.evaluation.unknown_dirs = (str(tmp_path / 'nowhere'),)
   with pytest.raises(types.UserError, match='enough'):
     ranking.run(config, tmp_path, tmp_path, hold_out=2, folds=1)
   known, near = trained[0]

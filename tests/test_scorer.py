@@ -334,6 +334,11 @@ def test_decisions():
     assert list(found) == expected
   with pytest.raises(ValueError, match="did you mean 'half'"):
     scorer.decide(scores, closed, decision='hal')
+  for threshold in (None, float('nan')):
+    with pytest.raises(ValueError, match=r"'calibrated' needs a threshold"):
+      scorer.decide(scores, closed, decision='calibrated', threshold=threshold)
+  with pytest.raises(ValueError, match=r'closed_prediction has shape \(1,\)'):
+    scorer.decide(scores, closed[:1])
 
 
 @pytest.mark.parametrize(

@@ -492,6 +492,20 @@ def test_empty_stream():
     weibull.fit_stream(lambda: [], tail_size=20)
 
 
+@pytest.mark.parametrize('vector', weibull.VECTORS)
+def test_blocks_that_are_not_given_anew(generator, vector):
+  features = _features(generator)
+  once = iter([features])
+  fields = {'vector': vector, 'tail_size': 20}
+  with pytest.raises(types.UsageError, match='the same samples each time'):
+    weibull.fit_stream(lambda: once, **fields)
+  with pytest.raises(types.UsageError, match=r'must be a function .* list'):
+    weibull.fit_stream([features], **fields)
+  other = features._replace(logits=np.pad(features.logits, ((0, 0), (0, 1))))
+  with pytest.raises(types.UsageError, match='blocks of features differ'):
+    weibull.fit_stream(lambda: [features, other], **fields)
+
+
 def test_a_thousand_classes_are_fitted_at_once(generator):
   # A loop over SciPy takes seconds. The best of many runs is the code's own
   # time, the others are of whatever else the machine does.

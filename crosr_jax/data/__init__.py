@@ -185,7 +185,11 @@ def _source(
   """A data set, and which of its files are left out."""
   if name != 'folder':
     _check_no_folder(
-      name, train_dir=train_dir, test_dir=test_dir, num_classes=num_classes
+      name,
+      train_dir=train_dir,
+      test_dir=test_dir,
+      num_classes=num_classes,
+      grey=grey,
     )
     return sources.SOURCES[name](data_dir), []
   shape = _folder_shape(image_size, grey)
@@ -246,7 +250,11 @@ def expected(
   types.check_choice('data.name', name, (*sources.SOURCES, 'folder'))
   if name != 'folder':
     _check_no_folder(
-      name, train_dir=train_dir, test_dir=test_dir, num_classes=num_classes
+      name,
+      train_dir=train_dir,
+      test_dir=test_dir,
+      num_classes=num_classes,
+      grey=grey,
     )
     shape, count = sources.SHAPES[name]
   else:

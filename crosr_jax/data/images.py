@@ -334,9 +334,8 @@ def spread(image: Any, count: int) -> np.ndarray:
   """
   if is_lazy(image):
     count = min(count, max(1, _MOST_BYTES // int(np.prod(image.shape[1:]))))
-    kept = min(count, len(image))
-    return image[np.arange(kept) * len(image) // max(kept, 1)]
-  return image[:: max(1, len(image) // count)][:count]
+  kept = min(count, len(image))
+  return image[np.arange(kept) * len(image) // max(kept, 1)]
 
 
 def for_statistics(image: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from crosr_jax import bucket, progress, types
+from crosr_jax import bucket, files, progress, types
 from crosr_jax.data import catalog, raw
 
 # Samples decoded at once, and bytes downloaded at once.
@@ -329,6 +329,8 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
     except BlockingIOError:
       logging.info('another process prepares it: waiting')
       fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+      files.warn_of_no_locks(folder, error)
     yield
 
 

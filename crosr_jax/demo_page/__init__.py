@@ -8,6 +8,7 @@ import importlib.resources
 import io
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -136,6 +137,7 @@ def create(
   model: openset.OpenSetModel,
   known: types.Features | None,
   limiter: Limiter | None = None,
+  is_welcome: Callable[[str], bool] | None = None,
 ) -> flask.Flask:
   """The page's application.
 
@@ -143,6 +145,8 @@ def create(
     model: that answers.
     known: features of known training samples, for the map; None = no map.
     limiter: of answers.
+    is_welcome: of a host, without its port: whether who asks for the page by
+      that name is answered; None = by any.
   """
   app = flask.Flask(__name__)
   app.config['MAX_CONTENT_LENGTH'] = MOST_BYTES
@@ -152,6 +156,20 @@ def create(
   text = page.read_text(encoding='utf-8')
   # One image at a time is decoded and asked about.
   lock = threading.Lock()
+
+  @app.before_request
+  def check() -> Any:
+    request = flask.request
+    asked = [f'//{request.host}']
+    if 'Origin' in request.headers:
+      asked.append(request.headers['Origin'])
+    if is_welcome and not all(is_welcome(_host(x)) for x in asked):
+      return _problem(
+        'only this machine can open the page; the command with --host=0.0.0.0 '
+        'opens it to others',
+        403,
+      )
+    return None
 
   @app.get('/')
   def show() -> flask.Response:
@@ -201,6 +219,14 @@ def create(
     return _problem(f'the file is larger than {MOST_BYTES // 1024**2} MB', 413)
 
   return app
+
+
+def _host(address: str) -> str:
+  """Of an address of the web; '' where there is none."""
+  try:
+    return urllib.parse.urlsplit(address).hostname or ''
+  except ValueError:
+    return ''
 
 
 def _problem(text: str, status: int) -> tuple[dict[str, str], int]:
