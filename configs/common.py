@@ -212,6 +212,9 @@ def get_config() -> ConfigDict:
   config.weibull.vector = 'evidence'
   # What a coordinate is divided by: 'none', 'std' or 'within_class'.
   config.weibull.scaling = 'within_class'
+  # Of 'evidence' and 'neighbour': deviations below what is usual from which on
+  # an answer counts.
+  config.weibull.margin = 0.0
   # Largest distances per class that are fitted: a number as '20', a share of
   # the class as '5%' (at least 20), or 'auto': the share with which argmax
   # rejects about scorer.reject_known of the select part.

@@ -37,6 +37,7 @@ def tail(
   reject_known: float,
   vector: str,
   scaling: str,
+  margin: float = 0.0,
   tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
 ) -> types.TailChoice:
@@ -48,6 +49,7 @@ def tail(
     reject_known: share of known samples to be rejected, in (0, 0.5).
     vector: see `weibull.fit`.
     scaling: see `weibull.fit`.
+    margin: see `weibull.fit`.
     tail_features: see `weibull.fit`.
     class_names: see `weibull.fit`.
 
@@ -65,6 +67,7 @@ def tail(
     SHARES,
     vector=vector,
     scaling=scaling,
+    margin=margin,
     tail_features=tail_features,
     class_names=class_names,
   )
@@ -137,10 +140,12 @@ def threshold(held_out: np.ndarray, reject_known: float) -> float:
   return halfway if np.float32(halfway) < above.min() else kept
 
 
-def check_recipe(*, vector: str, scaling: str, tail: str) -> None:
+def check_recipe(
+  *, vector: str, scaling: str, tail: str, margin: float = 0.0
+) -> None:
   """Raises a UsageError for config.weibull, before there are features."""
   fixed = weibull.parse_tail(tail) or {'tail_share': SHARES[0]}
-  weibull.check_recipe(vector=vector, scaling=scaling, **fixed)
+  weibull.check_recipe(vector=vector, scaling=scaling, margin=margin, **fixed)
   if vector == 'logits':
     raise types.UsageError(
       "the recipe's vector must be 'joint', 'evidence' or 'neighbour', got "

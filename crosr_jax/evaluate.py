@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from crosr_jax import cli, files, types
+from crosr_jax import cli, files, types, weibull
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
 _FEATURES = flags.DEFINE_string(
@@ -41,6 +41,9 @@ _VECTOR = flags.DEFINE_string(
 )
 _SCALING = flags.DEFINE_string(
   'scaling', '', 'see config.weibull.scaling; default: as the run has it'
+)
+_MARGIN = flags.DEFINE_float(
+  'margin', None, 'see config.weibull.margin; default: as the run has it'
 )
 _TAIL = flags.DEFINE_string(
   'tail', '', 'see config.weibull.tail; default: as the run has it'
@@ -156,9 +159,14 @@ def _known(workdir: pathlib.Path | None) -> _Known:
 def _recipe(info: dict[str, Any]) -> dict[str, Any]:
   asked = {
     'vector': _VECTOR.value, 'scaling': _SCALING.value, 'tail': _TAIL.value,
+    'margin': _MARGIN.value,
   }  # fmt: skip
-  own = info.get('weibull', _RECIPE)
-  return {name: value or own[name] for name, value in asked.items()}
+  # Of runs from before there was one, it is none.
+  own = {'margin': 0.0, **info.get('weibull', _RECIPE)}
+  found = {n: own[n] if x in ('', None) else x for n, x in asked.items()}
+  if _MARGIN.value is None and found['vector'] not in weibull.PART_WEIGHTS:
+    found['margin'] = 0.0
+  return found
 
 
 def _decision(info: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def score(
   alpha: int,
   decision: str,
   reject_known: float,
+  margin: float = 0.0,
   augmented: bool = False,
   more: Mapping[str, str] | None = None,
 ) -> Scored:
@@ -83,6 +84,7 @@ def score(
     alpha: see scorer.score.
     decision: in choice.DECISIONS.
     reject_known: share of known samples that may be rejected.
+    margin: of the recipe, see weibull.fit.
     augmented: whether unknown has a logit of its own, see
       features.split_unknown; then there is no other method.
     more: methods of the scorer that need no Weibulls, beside FORMULAS, by name.
@@ -94,7 +96,11 @@ def score(
   recipes, chosen = {}, None
   if not augmented:
     recipe, chosen = _recipe(
-      parts, class_names, tail, reject_known, vector=vector, scaling=scaling
+      parts,
+      class_names,
+      tail,
+      reject_known,
+      {'vector': vector, 'scaling': scaling, 'margin': margin},
     )
     recipes = {'crosr': recipe, **PUBLISHED}
   lead = next(iter(formulas))
@@ -273,12 +279,9 @@ def _recipe(
   class_names: Sequence[str],
   tail: str,
   reject_known: float,
-  *,
-  vector: str,
-  scaling: str,
+  fields: dict[str, Any],
 ) -> tuple[dict[str, Any], types.TailChoice | None]:
   """The fields of the recipe's fit, and how the tail was chosen, if it was."""
-  fields = {'vector': vector, 'scaling': scaling}
   fixed = weibull.parse_tail(tail)
   if fixed:
     return fields | fixed, None
@@ -290,8 +293,7 @@ def _recipe(
       parts['select'],
       reject_known=reject_known,
       class_names=class_names,
-      vector=vector,
-      scaling=scaling,
+      **fields,
     )
   return {**fields, 'tail_share': chosen.share}, chosen
 

@@ -52,6 +52,8 @@ RECIPES: dict[str, dict[str, Any]] = {
   'evidence, std': _EVIDENCE | {'scaling': 'std'},
   'evidence, tail 1%': _EVIDENCE | {'tail_share': 0.01},
   'evidence, tail 20%': _EVIDENCE | {'tail_share': 0.2},
+  'evidence, margin 1, tail 20%': _EVIDENCE
+  | {'margin': 1.0, 'tail_share': 0.2},
   'neighbour': _EVIDENCE | {'vector': 'neighbour'},
   'neighbour, tail 20%': _EVIDENCE | {'vector': 'neighbour', 'tail_share': 0.2},
 }
@@ -122,7 +124,10 @@ def run(
         'select_accuracy': accuracy,
         'auroc': _rank(parts),
         'macro_f1': _rejecting(
-          parts, vector=config.weibull.vector, scaling=config.weibull.scaling
+          parts,
+          vector=config.weibull.vector,
+          scaling=config.weibull.scaling,
+          margin=config.weibull.margin,
         ),
       }
     )

@@ -27,6 +27,7 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     vector: 'joint' (decision values and features), 'logits' (decision values
       alone), 'evidence' or 'neighbour', see weibull.fit.
     scaling: 'none', 'std' or 'within_class', see weibull.fit.
+    margin: of 'evidence' and 'neighbour', see weibull.fit.
     tail: largest distances per class that are fitted, as '20', or a share as
       '5%' (at least 20).
     reject_known: share of known samples to reject: by a threshold from held-out
@@ -48,6 +49,7 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     unknown_label: Any = -1,
     vector: str = 'joint',
     scaling: str = 'within_class',
+    margin: float = 0.0,
     tail: str = '20',
     reject_known: float = 0.05,
     held_out_share: float = 0.2,
@@ -58,6 +60,7 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     self.unknown_label = unknown_label
     self.vector = vector
     self.scaling = scaling
+    self.margin = margin
     self.tail = tail
     self.reject_known = reject_known
     self.held_out_share = held_out_share
@@ -116,6 +119,7 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       self._features(X[rows], label[rows]),
       vector=self.vector,
       scaling=self.scaling,
+      margin=self.margin,
       class_names=[str(name) for name in self.classes_],
       **length,
     )

@@ -103,8 +103,8 @@ class WeibullModel(NamedTuple):
   tail_count: np.ndarray  # [K] int64, distances each tail was fitted on
   dead: np.ndarray  # [D] bool, coordinates (nearly) constant in training
   # Of 'evidence' and 'neighbour' alone, [K, 3] float64: mean of what training
-  # samples of each class answer to the three questions of weibull.py; and
-  # deviation, infinity where a part tells nothing.
+  # samples of each class answer to the three questions of weibull.py, less the
+  # margin; and deviation, infinity where a part tells nothing.
   part_mean: np.ndarray = np.zeros((0, 3))
   part_deviation: np.ndarray = np.zeros((0, 3))
   latent_width: int = 0  # L, of the same

@@ -22,6 +22,9 @@ than it is from another one of the class? Both as directions of logits and codes
 (Sun et al. 2022 rank by such distances alone), on a square-root scale. All of
 those directions are kept, the exemplars, copies once; a sample is never its own
 neighbour.
+
+With a margin an answer counts from so many deviations below the usual on, so
+that samples which are all as usual are not all alike.
 """
 
 import collections
@@ -50,6 +53,8 @@ EVIDENCE_WEIGHTS = (2.5, 0.5, 1.0)
 NEIGHBOUR_WEIGHTS = (2.0, 0.5, 1.0)
 # Of those that ask questions; no other vector has parts.
 PART_WEIGHTS = {'evidence': EVIDENCE_WEIGHTS, 'neighbour': NEIGHBOUR_WEIGHTS}
+# Beyond, nothing that training samples answer counts as usual.
+MOST_MARGIN = 10.0
 # A class's own deviation counts as this many samples of the pooled one more.
 _POOLED_SAMPLES = 20
 # Vectors of less length have no direction.
@@ -91,6 +96,7 @@ def fit(
   *,
   vector: str = 'joint',
   scaling: str = 'none',
+  margin: float = 0.0,
   tail_size: int = 0,
   tail_share: float = 0.0,
   tail_features: types.Features | None = None,
@@ -109,6 +115,8 @@ def fit(
       means). Dead coordinates, those below 1e-3 of the median deviation in
       their block (logits or latent), are divided by that median, so that none
       of them can decide alone.
+    margin: of 'evidence' and 'neighbour': deviations below the usual from which
+      on an answer counts; of other vectors nothing.
     tail_size: number of largest distances per class; 0 = use `tail_share`.
     tail_share: share of the class instead, at least 20; 0 = use `tail_size`.
     tail_features: of other known samples, whose distances make the tails:
@@ -127,6 +135,7 @@ def fit(
     lambda: [features],
     vector=vector,
     scaling=scaling,
+    margin=margin,
     tail_size=tail_size,
     tail_share=tail_share,
     tail_blocks=None if tail_features is None else lambda: [tail_features],
@@ -139,6 +148,7 @@ def fit_stream(
   *,
   vector: str = 'joint',
   scaling: str = 'none',
+  margin: float = 0.0,
   tail_size: int = 0,
   tail_share: float = 0.0,
   tail_blocks: Blocks | None = None,
@@ -156,6 +166,7 @@ def fit_stream(
       blocks of Features every time.
     vector: see `fit`.
     scaling: see `fit`.
+    margin: see `fit`.
     tail_size: see `fit`.
     tail_share: see `fit`.
     tail_blocks: blocks of tail_features, see `fit`; called twice.
@@ -172,7 +183,11 @@ def fit_stream(
     ValueError: as `fit`.
   """
   check_recipe(
-    vector=vector, scaling=scaling, tail_size=tail_size, tail_share=tail_share
+    vector=vector,
+    scaling=scaling,
+    margin=margin,
+    tail_size=tail_size,
+    tail_share=tail_share,
   )
   for given in (blocks, tail_blocks):
     if given is not None and not callable(given):
@@ -184,6 +199,7 @@ def fit_stream(
     blocks,
     vector,
     scaling,
+    margin,
     [(tail_size, tail_share)],
     tail_blocks,
     class_names,
@@ -198,6 +214,7 @@ def fit_shares(
   *,
   vector: str = 'joint',
   scaling: str = 'none',
+  margin: float = 0.0,
   tail_features: types.Features | None = None,
   class_names: Sequence[str] = (),
 ) -> list[types.WeibullModel]:
@@ -208,6 +225,7 @@ def fit_shares(
     shares: a tail_share each.
     vector: see `fit`.
     scaling: see `fit`.
+    margin: see `fit`.
     tail_features: see `fit`.
     class_names: see `fit`.
 
@@ -218,11 +236,14 @@ def fit_shares(
     ValueError: as `fit`.
   """
   for share in shares:
-    check_recipe(vector=vector, scaling=scaling, tail_share=share)
+    check_recipe(
+      vector=vector, scaling=scaling, margin=margin, tail_share=share
+    )
   return _fit(
     lambda: [features],
     vector,
     scaling,
+    margin,
     [(0, share) for share in shares],
     None if tail_features is None else lambda: [tail_features],
     class_names,
@@ -266,6 +287,7 @@ def _fit(
   blocks: Blocks,
   vector: str,
   scaling: str,
+  margin: float,
   lengths: Sequence[tuple[int, float]],
   tail_blocks: Blocks | None,
   class_names: Sequence[str],
@@ -288,7 +310,9 @@ def _fit(
       _correct(blocks, vector, space.directions), everyone
     )
   if vector in PART_WEIGHTS:
-    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
+    space = space.with_usual(
+      _correct(blocks, vector, space.parts), margin, everyone
+    )
   if tail_blocks is not None:
     blocks = tail_blocks
     count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
@@ -408,12 +432,22 @@ def check_recipe(
   *,
   vector: str = 'joint',
   scaling: str = 'none',
+  margin: float = 0.0,
   tail_size: int = 0,
   tail_share: float = 0.0,
 ) -> None:
   """Raises a UsageError where `fit` would, before there are features."""
   types.check_choice('vector', vector, VECTORS)
   types.check_choice('scaling', scaling, SCALINGS)
+  if not 0 <= margin <= MOST_MARGIN:
+    raise types.UsageError(
+      f'margin must be in [0, {MOST_MARGIN:g}], got {margin}'
+    )
+  if margin and vector not in PART_WEIGHTS:
+    raise types.UsageError(
+      f'margin={margin} is for the vectors {", ".join(PART_WEIGHTS)}, this is '
+      f'{vector}: set it to 0'
+    )
   _check_tail(tail_size, tail_share)
 
 
@@ -510,9 +544,9 @@ def activation_vector(
 def evidence(features: types.Features, model: types.WeibullModel) -> np.ndarray:
   """How strange own logit, code and error are, [N, 3], in deviations.
 
-  Each from what is usual for the class of the largest logit, of a model of
-  'evidence'; below 0 nothing is strange. Where there is no code or no error it
-  is 0.
+  Each from what is usual for the class of the largest logit, less the margin,
+  of a model of 'evidence'; below 0 nothing is strange. Where there is no code
+  or no error it is 0.
 
   Raises:
     UsageError: for another model, or features that are not the model's.
@@ -616,8 +650,13 @@ class _Space(NamedTuple):
     count = np.bincount(label[order], minlength=len(self.mav))
     return self._replace(exemplars=rows[order], exemplar_count=count)
 
-  def with_usual(self, correct: _Correct, everyone: Everyone) -> '_Space':
-    """The same with mean and deviation of the `parts` of training samples."""
+  def with_usual(
+    self, correct: _Correct, margin: float, everyone: Everyone
+  ) -> '_Space':
+    """The same with what is usual of the `parts` of training samples.
+
+    Their mean, less `margin` deviations, and their deviation.
+    """
     num_classes = len(self.mav)
     count = np.zeros(num_classes)
     total, square = np.zeros((2, num_classes, 3))
@@ -634,6 +673,7 @@ class _Space(NamedTuple):
     )
     # What never moves, up to rounding, tells nothing.
     moves = pooled > 1e-12 * square.sum(axis=0) / count.sum()
+    mean -= margin * np.sqrt(np.where(moves, variance, 0.0))
     deviation = np.sqrt(np.where(moves, variance, np.inf))
     return self._replace(part_mean=mean, part_deviation=deviation)
 

@@ -87,6 +87,24 @@ def test_other_recipes_are_those_of_the_main_job(
   assert saved.load_info(workdir)['weibull']['vector'] == 'evidence'
 
 
+def test_a_margin_that_is_asked_for(evaluate, tmp_path, generator):
+  path, parts = tmp_path / 'x.npz', _parts(generator)
+  saved.write_features(path, parts)
+  words = (f'--features={path}', '--tail=20', '--format=json', '--margin=1')
+  found = json.loads(evaluate(*words).stdout)
+  assert found['weibull']['margin'] == 1
+  fields = {'alpha': 10, 'decision': 'auto', 'reject_known': 0.02, 'tail': '20'}
+  fields |= {'vector': 'evidence', 'scaling': 'within_class'}
+  rows = [
+    judge.against(judge.score(parts, 'abc', margin=x, **fields), 'odd', 4)
+    for x in (1.0, 0.0)
+  ]
+  told, plain = (_figures({'crosr': row['crosr']})['crosr'] for row in rows)
+  assert (
+    told != plain and told.items() <= found['unknown']['odd']['crosr'].items()
+  )
+
+
 def test_unknowns_of_a_folder(digits_run, evaluate, tmp_path):
   workdir, config = digits_run
   benchmark = data.load(

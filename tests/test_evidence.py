@@ -306,6 +306,46 @@ def test_evidence_of_the_nearest_class(generator, error):
   assert error or (above[:, 2] == 0).all()
 
 
+@pytest.mark.parametrize('vector', ['evidence', 'neighbour'])
+def test_a_margin_counts_from_before_the_usual_on(generator, vector):
+  train = _features(generator)
+  # A part that never moves has no deviation to begin before.
+  train = train._replace(reconstruction_error=np.ones(600, np.float32))
+  fields = {'vector': vector, 'scaling': 'within_class', 'tail_share': 0.2}
+  plain = weibull.fit(train, **fields)
+  model = weibull.fit(train, margin=1.5, **fields)
+  np.testing.assert_array_equal(model.part_deviation, plain.part_deviation)
+  moves = np.isfinite(plain.part_deviation)
+  assert not moves[:, 2].any()
+  expected = plain.part_mean - np.where(moves, 1.5 * plain.part_deviation, 0.0)
+  np.testing.assert_allclose(model.part_mean, expected, rtol=1e-12)
+  # What is far for one is as far for the other, and what was not is told apart.
+  before, after = (scorer.distances(train, x) for x in (plain, model))
+  assert (after >= before).all()
+  is_usual = before == 0
+  assert is_usual.any() and len(np.unique(after[is_usual])) > 1
+  (shared,) = weibull.fit_shares(
+    train,
+    [0.2],
+    margin=1.5,
+    **{k: x for k, x in fields.items() if k != 'tail_share'},
+  )
+  np.testing.assert_array_equal(shared.scale, model.scale)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'told'),
+  [
+    ({'vector': 'joint', 'margin': 1.0}, 'margin=1.0 is for the vectors evid'),
+    ({'vector': 'evidence', 'margin': -1.0}, r'margin must be in \[0, 10\]'),
+    ({'vector': 'evidence', 'margin': float('nan')}, 'got nan'),
+  ],
+)
+def test_margins_that_cannot_be(generator, fields, told):
+  with pytest.raises(types.UsageError, match=told):
+    weibull.fit(_features(generator), tail_size=20, **fields)
+
+
 def test_evidence_of_another_model(generator):
   train = _features(generator)
   fields = {'scaling': 'within_class', 'tail_size': 20}

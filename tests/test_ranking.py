@@ -110,6 +110,7 @@ def test_ranks_without_any_test_sample(ranked):
     'published',
     'neighbour',
     'evidence, common logit',
+    'evidence, margin 1, tail 20%',
   } < set(rows)
   both = [row['both'] for row in rows.values()]
   assert both == sorted(both, reverse=True)
