@@ -5,6 +5,7 @@ cannot be used; by the signal 130 Ctrl-C, 143 SIGTERM, 129 a terminal that was
 closed. A traceback is a bug of ours.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -271,6 +272,8 @@ def run(
   except signals.Terminated as ended:
     signals.end(ended.number)
   except KeyboardInterrupt:
+    with contextlib.suppress(OSError, ValueError):
+      sys.stdout.flush()
     # Not by way of Python's own end, which a compiler that was interrupted may
     # not survive.
     signals.end(signal.SIGINT)

@@ -77,9 +77,6 @@ def check() -> None:
 
 def end(number: int) -> NoReturn:
   """Ends as this signal ends a process: a shell sees 143, 130 or 129."""
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError, ValueError):
-      stream.flush()
   _say(told(number))
   signal.signal(number, signal.SIG_DFL)
   os.kill(os.getpid(), number)

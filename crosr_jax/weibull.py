@@ -310,9 +310,8 @@ def _fit(
       _correct(blocks, vector, space.directions), everyone
     )
   if vector in PART_WEIGHTS:
-    space = space.with_usual(
-      _correct(blocks, vector, space.parts), margin, everyone
-    )
+    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
+  usual, space = space, space.before(margin)
   if tail_blocks is not None:
     blocks = tail_blocks
     count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
@@ -339,7 +338,7 @@ def _fit(
     )
   if everyone is not alone:
     tails.share(everyone)
-  _warn_far(space, tails.padded(np.ones_like(count))[:, 0], class_names)
+  _warn_far(usual, tails.padded(np.ones_like(count))[:, 0], class_names)
   models = []
   for size, keep in zip(wanted, kept, strict=True):
     _warn_short(size, count, class_names)
@@ -650,13 +649,8 @@ class _Space(NamedTuple):
     count = np.bincount(label[order], minlength=len(self.mav))
     return self._replace(exemplars=rows[order], exemplar_count=count)
 
-  def with_usual(
-    self, correct: _Correct, margin: float, everyone: Everyone
-  ) -> '_Space':
-    """The same with what is usual of the `parts` of training samples.
-
-    Their mean, less `margin` deviations, and their deviation.
-    """
+  def with_usual(self, correct: _Correct, everyone: Everyone) -> '_Space':
+    """The same with mean and deviation of the `parts` of training samples."""
     num_classes = len(self.mav)
     count = np.zeros(num_classes)
     total, square = np.zeros((2, num_classes, 3))
@@ -673,9 +667,14 @@ class _Space(NamedTuple):
     )
     # What never moves, up to rounding, tells nothing.
     moves = pooled > 1e-12 * square.sum(axis=0) / count.sum()
-    mean -= margin * np.sqrt(np.where(moves, variance, 0.0))
     deviation = np.sqrt(np.where(moves, variance, np.inf))
     return self._replace(part_mean=mean, part_deviation=deviation)
+
+  def before(self, margin: float) -> '_Space':
+    """The same where answers count from so many deviations less on."""
+    moves = np.isfinite(self.part_deviation)
+    less = margin * np.where(moves, self.part_deviation, 0.0)
+    return self._replace(part_mean=self.part_mean - less)
 
   def distance(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray

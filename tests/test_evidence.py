@@ -319,7 +319,7 @@ def test_a_margin_counts_from_before_the_usual_on(generator, vector):
   assert not moves[:, 2].any()
   expected = plain.part_mean - np.where(moves, 1.5 * plain.part_deviation, 0.0)
   np.testing.assert_allclose(model.part_mean, expected, rtol=1e-12)
-  # What is far for one is as far for the other, and what was not is told apart.
+  # Nothing is nearer for it, and what was all as usual is told apart.
   before, after = (scorer.distances(train, x) for x in (plain, model))
   assert (after >= before).all()
   is_usual = before == 0
