@@ -16,7 +16,7 @@ with another's. Who finds that it was taken over ends before it uploads.
 
 Layout of the cache: <bucket>%2F<path>/, a folder for each; in that of a workdir
 .bucket.json, the checksums of the bucket's files when they were last the same,
-and .bucket.lock, which is held while a process writes there.
+and .bucket.lock, which is held while a session writes there.
 """
 
 import base64
@@ -165,23 +165,27 @@ def session() -> Iterator[None]:
   """What was opened in it is up to date at its end, and then forgotten.
 
   That is so after a failure too, of which the log tells, but not where nothing
-  was begun. A second failure is logged.
+  was begun. A second failure is logged. While it lasts no session of another
+  process writes in these copies.
   """
-  try:
-    yield
-    for mirror in list(_open.values()):
-      mirror.put()
-      mirror.tell()
-  except Exception as error:
-    if not isinstance(error, types.UsageError):
+  with contextlib.ExitStack() as locks:
+    _locks.append(locks)
+    try:
+      yield
       for mirror in list(_open.values()):
-        with _logged():
-          mirror.put()
-    raise
-  finally:
-    for mirror in _open.values():
-      mirror.leave()
-    _open.clear()
+        mirror.put()
+        mirror.tell()
+    except Exception as error:
+      if not isinstance(error, types.UsageError):
+        for mirror in list(_open.values()):
+          with _logged():
+            mirror.put()
+      raise
+    finally:
+      for mirror in _open.values():
+        mirror.leave()
+      for forgotten in (_open, _locks, _locked):
+        forgotten.clear()
 
 
 def is_url(path: str | os.PathLike) -> bool:
@@ -209,8 +213,6 @@ class _Mirror:
     # Checksums of local files, by what tells that they were not touched.
     self._known: dict[str, tuple[tuple[int, int], str]] = {}
     self._failure: types.UserError | None = None
-    # What its session holds: no other process works in the copy.
-    self.held = contextlib.ExitStack()
     # By which it is known there, once it has taken the folder.
     self._token = ''
     self._lock = threading.Lock()
@@ -220,27 +222,23 @@ class _Mirror:
     """Brings the copy to the bucket's state, and registers it.
 
     Raises:
-      UserError: where the bucket cannot be read, or another process writes in
-        the copy.
+      UserError: where the bucket cannot be read, or the session of another
+        process writes in the copy.
     """
     self.local.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-      if before := _open.get(self.local):
-        held = before.held
-      elif self._writes:
-        held.enter_context(files.held(self.local, _LOCK))
-      with contextlib.suppress(OSError, ValueError, TypeError):
-        self._noted = dict(json.loads((self.local / _NOTE).read_text()))
-      found = self._pull('', self._noted)
-      # Of other files than these, those alone go up that are changed from now
-      # on.
-      self._noted, self._base = (
-        {n: x for n, x in others.items() if not self._is_wanted(n)} | found
-        for others in (self._noted, self._here() if self._names else {})
-      )
-      self._note()
-      self.register()
-      self.held = held.pop_all()
+    if self._writes and _locks and self.local not in _locked:
+      _locks[0].enter_context(files.held(self.local, _LOCK))
+      _locked.add(self.local)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+      self._noted = dict(json.loads((self.local / _NOTE).read_text()))
+    found = self._pull('', self._noted)
+    # Of other files than these, those alone go up that are changed from now on.
+    self._noted, self._base = (
+      {n: x for n, x in others.items() if not self._is_wanted(n)} | found
+      for others in (self._noted, self._here() if self._names else {})
+    )
+    self._note()
+    self.register()
 
   def register(self) -> None:
     before = _open.get(self.local)
@@ -278,7 +276,7 @@ class _Mirror:
 
   def leave(self) -> None:
     # Who finds it there tells the user no more than that.
-    with self.held, contextlib.suppress(types.UserError):
+    with contextlib.suppress(types.UserError):
       if self._token and self._held_by().get('token') == self._token:
         self._delete(_HOLDER)
 
@@ -530,6 +528,9 @@ class _Mirror:
 
 # By local folder.
 _open: dict[pathlib.Path, _Mirror] = {}
+# Of the session, if there is one, and the folders that it holds.
+_locks: list[contextlib.ExitStack] = []
+_locked: set[pathlib.Path] = set()
 
 
 def _mirror_of(path: pathlib.Path) -> _Mirror | None:

@@ -179,7 +179,7 @@ def finished(run: Run, *, but: Sequence[str] = ()) -> dict | None:
   last = f'{run.config.train.num_steps}.json'
   is_whole = all(
     (folder / 'digests' / last).exists()
-    for folder in train.folders(run.workdir, run.config.model.members)
+    for folder in train.folders(run.workdir, run.config.model.get('members', 1))
   )
   is_shown = (run.workdir / 'report.html').exists()
   return report if is_same and is_whole and is_shown else None

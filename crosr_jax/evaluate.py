@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from crosr_jax import cli, files, types, weibull
+from crosr_jax import cli, files, types
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'folder of a finished run')
 _FEATURES = flags.DEFINE_string(
@@ -163,10 +163,7 @@ def _recipe(info: dict[str, Any]) -> dict[str, Any]:
   }  # fmt: skip
   # Of runs from before there was one, it is none.
   own = {'margin': 0.0, **info.get('weibull', _RECIPE)}
-  found = {n: own[n] if x in ('', None) else x for n, x in asked.items()}
-  if _MARGIN.value is None and found['vector'] not in weibull.PART_WEIGHTS:
-    found['margin'] = 0.0
-  return found
+  return {n: own[n] if x in ('', None) else x for n, x in asked.items()}
 
 
 def _decision(info: dict[str, Any]) -> dict[str, Any]:

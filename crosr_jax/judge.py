@@ -245,7 +245,8 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
       )
     count = len(found.label)
     if not count:
-      raise types.UsageError(f'{path}: {name} holds no sample; leave it out')
+      out = 'it needs some' if name in types.PARTS else 'leave it out'
+      raise types.UsageError(f'{path}: {name} holds no sample; {out}')
     if found.logits.shape != (count, *num_classes):
       raise types.UsageError(
         f'{path}: {name}/logits has shape {list(found.logits.shape)}, needed '

@@ -322,7 +322,8 @@ def _opened(
 def set_deterministic(config: config_dict.ConfigDict) -> None:
   """Before JAX is first used: bit-equal training on GPU, where asked for."""
   before, flag = os.environ.get('XLA_FLAGS', ''), _DETERMINISTIC
-  if config.deterministic and flag not in before.split():
+  # What a config lacks is told later.
+  if config.get('deterministic') and flag not in before.split():
     os.environ['XLA_FLAGS'] = f'{before} {flag}'
     if xla_bridge.backends_are_initialized():
       logging.warning(
@@ -345,10 +346,11 @@ def check_config(config: config_dict.ConfigDict) -> None:
       raise types.UsageError(f'{name} is too large: {value}')
   if config.seed < 0:
     raise types.UsageError(f'seed must be at least 0, got {config.seed}')
-  if (config.seed + 1) * config.model.members > 2**32:
+  members = config.model.get('members', 1)
+  if (config.seed + 1) * members > 2**32:
     raise types.UsageError(
-      f'seed={config.seed} is too large for model.members='
-      f'{config.model.members}: each of them has one of its own, below 2**32'
+      f'seed={config.seed} is too large for model.members={members}: each of '
+      'them has one of its own, below 2**32'
     )
   if config.report.map_samples < 0:
     raise types.UsageError(

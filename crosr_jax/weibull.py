@@ -307,10 +307,12 @@ def _fit(
   space = _Space(vector, mav, scale, width)
   if vector == 'neighbour':
     space = space.with_exemplars(
-      _correct(blocks, vector, space.directions), everyone
+      _again(blocks, vector, space.directions, count, everyone), everyone
     )
   if vector in PART_WEIGHTS:
-    space = space.with_usual(_correct(blocks, vector, space.parts), everyone)
+    space = space.with_usual(
+      _again(blocks, vector, space.parts, count, everyone), everyone
+    )
   usual, space = space, space.before(margin)
   if tail_blocks is not None:
     blocks = tail_blocks
@@ -319,9 +321,9 @@ def _fit(
   wanted = [_tail_counts(count, *length) for length in lengths]
   kept = [np.minimum(size, count) for size in wanted]
   tails = _Tails(np.max(kept, axis=0))
-  seen = np.zeros((1, 1), np.int64)
-  for distance, label in _correct(blocks, vector, space.distance):
-    seen += len(label)
+  for distance, label in _again(
+    blocks, vector, space.distance, count, everyone
+  ):
     if not np.isfinite(distance).all():
       k = label[np.argmin(np.isfinite(distance))]
       raise types.UserError(
@@ -330,12 +332,6 @@ def _fit(
         'and score'
       )
     tails.add(label, distance)
-  seen = _sum(seen, everyone)
-  if seen[0, 0] != count.sum():
-    raise types.UsageError(
-      'blocks must give the same samples each time that it is called, it gave '
-      f'{count.sum()} that are classified rightly, and then {seen[0, 0]}'
-    )
   if everyone is not alone:
     tails.share(everyone)
   _warn_far(usual, tails.padded(np.ones_like(count))[:, 0], class_names)
@@ -441,11 +437,6 @@ def check_recipe(
   if not 0 <= margin <= MOST_MARGIN:
     raise types.UsageError(
       f'margin must be in [0, {MOST_MARGIN:g}], got {margin}'
-    )
-  if margin and vector not in PART_WEIGHTS:
-    raise types.UsageError(
-      f'margin={margin} is for the vectors {", ".join(PART_WEIGHTS)}, this is '
-      f'{vector}: set it to 0'
     )
   _check_tail(tail_size, tail_share)
 
@@ -887,24 +878,38 @@ def _each(
   yield from _on_all_cores(work, _pieces(blocks))
 
 
-def _correct(
+def _again(
   blocks: Blocks,
   vector: str,
   fn: Callable[[np.ndarray, np.ndarray, np.ndarray], _Result],
+  count: np.ndarray,
+  everyone: Everyone,
 ) -> Iterator[tuple[_Result, np.ndarray]]:
   """fn(vectors, labels, spare) of the correctly classified, and their labels.
 
   By piece, in order. fn may change the vectors, and has `spare` of their shape
   to work in. It must return neither. That all others are finite, the pass that
   counted them has seen.
+
+  Raises:
+    UsageError: at the end, where there are not as many as were counted.
   """
+  seen = np.zeros((1, 1), np.int64)
 
   def work(piece: _Piece) -> tuple[_Result, np.ndarray]:
     piece = piece.rows(piece.is_correct())
     return fn(*piece.checked()), piece.label
 
-  for result, _ in _each(blocks, vector, work):
-    yield result
+  for (result, label), _ in _each(blocks, vector, work):
+    seen += len(label)
+    yield result, label
+  seen = _sum(seen, everyone)
+  if seen[0, 0] != count.sum():
+    raise types.UsageError(
+      'blocks must be the same each time that they are asked for; of '
+      f'{count.sum()} samples that are classified rightly {seen[0, 0]} came '
+      'again'
+    )
 
 
 def _sum(rows: np.ndarray, everyone: Everyone) -> np.ndarray:
@@ -1078,7 +1083,7 @@ def _deviations(
     _less_own_mean(a, mav, label, spare)
     return np.einsum('nd,nd->d', a, a)
 
-  for found, _ in _correct(blocks, vector, squares):
+  for found, _ in _again(blocks, vector, squares, count, everyone):
     within += found
   within = _sum(within, everyone)
   center, between = count @ mav / total, np.zeros_like(within)

@@ -69,7 +69,8 @@ again() {
   echo 'slurm.sh: the time limit is near'
   if [[ -n $step ]]; then
     # Tasks save and end then. srun itself would kill them without that.
-    scancel --signal=TERM "$SLURM_JOB_ID" || true
+    scancel --signal=TERM "$SLURM_JOB_ID" ||
+      kill -TERM "$step" 2>/dev/null || true
     wait "$step" || true
   fi
   if ((restarts >= ${MAX_RESTARTS:-50})); then

@@ -22,7 +22,7 @@ from PIL import Image
 from test_prepared import mnist  # noqa: F401
 
 import crosr_jax
-from crosr_jax import bucket, checkpoint, cli, prepare, types
+from crosr_jax import bucket, checkpoint, cli, files, prepare, types
 from crosr_jax.data import prepared
 
 _URL = 'gs://models/runs/x'
@@ -410,16 +410,31 @@ def test_a_second_job_of_this_machine_changes_nothing(server):
     (workdir / 'weights.npz').write_text('half')
     server.write('runs/x/run.log', b'of another time')
     names = server.names('runs/x/')
-    code = f'from crosr_jax import bucket; bucket.workdir("{_URL}")'
+    code = (
+      'from crosr_jax import bucket\n'
+      f'with bucket.session(): bucket.workdir("{_URL}")'
+    )
     process = subprocess.run(
       [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
     )
     assert f'{workdir} is in use by process' in process.stderr
     assert server.names('runs/x/') == names
     assert not (workdir / 'run.log').exists()
-    # Twice in one process is no second job.
-    assert bucket.workdir(_URL) == workdir
-  bucket.workdir(_URL)
+    # Twice in one session is no second job.
+    assert bucket.finished(_URL, writes=True) == workdir
+  with bucket.session():
+    bucket.finished(_URL)
+    bucket.finished(_URL, writes=True)
+    assert (workdir / '.bucket.lock').read_text().startswith('process')
+    with (
+      pytest.raises(types.UserError, match='is in use'),
+      files.held(workdir, '.bucket.lock'),
+    ):
+      pass
+  # Without a session nothing is held longer than it takes.
+  bucket.finished(_URL, writes=True)
+  with files.held(workdir, '.bucket.lock'):
+    pass
 
 
 def test_an_upload_that_failed_is_told_last(server, impatient):

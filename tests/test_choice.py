@@ -157,7 +157,6 @@ def test_bad_tails(tail):
     ({'vector': 'logits'}, 'crosr_y'),
     ({'scaling': 'with'}, 'within_class'),
     ({'margin': 11.0}, r'margin must be in \[0, 10\], got 11.0'),
-    ({'vector': 'joint', 'margin': 1.0}, 'this is joint: set it to 0'),
   ],
 )
 def test_bad_recipes(fields, message):

@@ -336,7 +336,6 @@ def test_a_margin_counts_from_before_the_usual_on(generator, vector):
 @pytest.mark.parametrize(
   ('fields', 'told'),
   [
-    ({'vector': 'joint', 'margin': 1.0}, 'margin=1.0 is for the vectors evid'),
     ({'vector': 'evidence', 'margin': -1.0}, r'margin must be in \[0, 10\]'),
     ({'vector': 'evidence', 'margin': float('nan')}, 'got nan'),
   ],

@@ -787,6 +787,17 @@ def test_slurm_starts_a_step_and_ends_as_it_does(cluster, tmp_path, code):
   assert not (tmp_path / 'scontrol').exists()
 
 
+def test_slurm_goes_back_without_what_it_cannot_save(cluster, tmp_path):
+  (tmp_path / 'bin' / 'scancel').write_text('#!/bin/sh\nexit 1\n')
+  (tmp_path / 'seconds').write_text('60')
+  process = cluster('--workdir=x')
+  _until(tmp_path / 'cpus')
+  process.send_signal(signal.SIGUSR1)
+  process.communicate(timeout=50)
+  assert (tmp_path / 'told').read_text() == 'KILL\n'
+  assert (tmp_path / 'scontrol').read_text() == 'requeue 7\n'
+
+
 @pytest.mark.parametrize(('before', 'code'), [('3', 0), ('50', 1)])
 def test_slurm_goes_back_into_the_queue(cluster, tmp_path, before, code):
   """Near the time limit; but not for ever."""

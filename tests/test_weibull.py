@@ -495,10 +495,15 @@ def test_empty_stream():
 @pytest.mark.parametrize('vector', weibull.VECTORS)
 def test_blocks_that_are_not_given_anew(generator, vector):
   features = _features(generator)
-  once = iter([features])
   fields = {'vector': vector, 'tail_size': 20}
-  with pytest.raises(types.UsageError, match='the same samples each time'):
-    weibull.fit_stream(lambda: once, **fields)
+  for scaling in weibull.SCALINGS:
+    for more in ({}, {'tail_blocks': lambda: [features]}):
+      once = iter([features])
+      if more and vector in ('logits', 'joint') and scaling == 'none':
+        # They are asked for but once.
+        continue
+      with pytest.raises(types.UsageError, match=r'samples .* 0 came again'):
+        weibull.fit_stream(lambda x=once: x, scaling=scaling, **fields, **more)
   with pytest.raises(types.UsageError, match=r'must be a function .* list'):
     weibull.fit_stream([features], **fields)
   other = features._replace(logits=np.pad(features.logits, ((0, 0), (0, 1))))
