@@ -51,9 +51,9 @@ start() {
   mkdir -p "$RUN"
   rm -f "$RUN/code"
   echo "== $(date -u '+%F %T') $*" >>"$RUN/log"
-  # A session of its own, whose leader's first argument tells it from others, and
-  # which is there until the command has ended. What bash says of that is no line
-  # of the log.
+  # A session of its own, whose leader's first argument tells it from others.
+  # The leader is there until the command has ended; what bash says of that is
+  # no line of the log.
   # shellcheck disable=SC2016
   setsid nohup bash -c 'trap : TERM
     exec 3>&2 2>/dev/null
