@@ -237,6 +237,7 @@ def read_features(path: str | os.PathLike) -> dict[str, types.Features]:
       f'{path} holds no features ({error}); an npz file of arrays '
       f'<part>/<field> is needed, with the fields {", ".join(fields)}'
     ) from None
+  needed = [x for x in fields if x not in types.Features._field_defaults]
   found = {}
   for name, part in _by_name(arrays).items():
     for field in part:
@@ -246,7 +247,6 @@ def read_features(path: str | os.PathLike) -> dict[str, types.Features]:
           f'{path}: {key!r} is none of <part>/<field>, with the fields '
           f'{", ".join(fields)}; leave it out'
         )
-    needed = [x for x in fields if x not in types.Features._field_defaults]
     if lacking := [x for x in needed if x not in part]:
       raise types.UserError(
         f'{path}: {name} has no {lacking[0]!r}; a net without codes has a '

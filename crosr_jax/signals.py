@@ -66,7 +66,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 def check() -> None:
-  """After a block that ended with another error.
+  """Of the last block of `deferred`, which may have ended with another error.
 
   Raises:
     Terminated: where a signal came in it.
