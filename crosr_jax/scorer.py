@@ -81,10 +81,14 @@ class _Fitted(NamedTuple):
   # [2, K], of latent and error
   part_mean: types.Array  # [3, K] of those with parts
   part_unit: types.Array  # [3, K] weight / part_deviation
-  # [K, M, K+L] of 'neighbour', as many as the largest class has, and which of
-  # them there are, [K, M]; of others [0, 0, 0] and [0, 0]
+  # [K, K+L] of 'neighbour': the mean of each class's exemplars; of others, as
+  # the next two, of nothing
+  middle: types.Array
+  # [K, M, K+L] exemplars less that, as many as the largest class has
   exemplars: types.Array
-  is_exemplar: types.Array
+  # [K, M] half of the squared norm of exemplars less that of their middle;
+  # infinite where there is none
+  half_square: types.Array
 
 
 class Prepared(NamedTuple):
@@ -429,26 +433,27 @@ def _nearest(joint: Array, fitted: _Fitted) -> Array:
   length = jnp.linalg.norm(joint, axis=1, keepdims=True)
   unit = joint / jnp.maximum(length, weibull.SHORTEST)
   flat = fitted.exemplars.reshape(k * size, width)
-  cosine = jnp.matmul(flat, unit.T, precision=jax.lax.Precision.HIGHEST)
-  cosine = jnp.where(
-    fitted.is_exemplar[:, :, None], cosine.reshape(k, size, -1), -jnp.inf
-  )
+  product = jnp.matmul(flat, unit.T, precision=jax.lax.Precision.HIGHEST)
+  # The larger, the nearer: of what is far from the middle alone, as cosines of
+  # a class whose directions lie close together are all 1, up to rounding.
+  near = product.reshape(k, size, -1) - fitted.half_square[:, :, None]
+  from_middle = unit[None] - fitted.middle[:, None]
 
-  def distance(cosine: Array) -> tuple[Array, Array]:
-    # What float32 makes of the cosine of two that are near is good enough to
-    # find them, and not for how near they are.
-    nearest = jnp.argmax(cosine, axis=1)
+  def distance(near: Array) -> tuple[Array, Array]:
+    # What float32 makes of such a product is good enough to find the nearest,
+    # and not for how near it is.
+    nearest = jnp.argmax(near, axis=1)
     position = nearest + size * jnp.arange(k)[:, None]
     found = flat.at[position].get(mode='promise_in_bounds')
-    away = jnp.sqrt(jnp.sum(jnp.square(unit[None] - found), axis=2))
+    away = jnp.sqrt(jnp.sum(jnp.square(from_middle - found), axis=2))
     return nearest, away
 
-  nearest, away = distance(cosine)
+  nearest, away = distance(near)
   is_itself = away < weibull.ITSELF
 
   def without_itself() -> Array:
     is_nearest = jnp.arange(size)[None, :, None] == nearest[:, None, :]
-    _, second = distance(jnp.where(is_nearest, -jnp.inf, cosine))
+    _, second = distance(jnp.where(is_nearest, -jnp.inf, near))
     return jnp.where(is_itself, second, away)
 
   return jax.lax.cond(is_itself.any(), without_itself, lambda: away)
@@ -721,20 +726,31 @@ def _with_rows(whole: Array, rows: Array, start: Array) -> Array:
   return jax.lax.dynamic_update_slice_in_dim(whole, rows, start, axis=0)
 
 
-def _padded(model: types.WeibullModel) -> tuple[np.ndarray, np.ndarray]:
-  """Exemplars by class, [K, M, K+L], and which there are, [K, M]."""
+def _padded(
+  model: types.WeibullModel,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """`middle`, `exemplars` and `half_square` of _Fitted."""
   count = model.exemplar_count
-  is_there = np.arange(max(count, default=0)) < count[:, None]
-  padded = np.zeros((*is_there.shape, model.exemplars.shape[1]), np.float32)
-  padded[is_there] = model.exemplars
-  return padded, is_there
+  shape = len(count), max(count, default=0), model.exemplars.shape[1]
+  middle = np.zeros((shape[0], shape[2]), np.float32)
+  padded = np.zeros(shape, np.float32)
+  half_square = np.full(shape[:2], np.inf, np.float32)
+  start = np.cumsum(count) - count
+  for k, (n, first) in enumerate(zip(count, start, strict=True)):
+    of_class = model.exemplars[first : first + n]
+    middle[k] = of_class.mean(axis=0, dtype=np.float64)
+    padded[k, :n] = of_class - middle[k]
+    # |e|^2 - |m|^2 = (e - m)(e + m), of the digits that float32 keeps.
+    more = padded[k, :n].astype(np.float64)
+    half_square[k, :n] = np.vecdot(more, more / 2 + middle[k])
+  return middle, padded, half_square
 
 
 def _columns(fitted: _Fitted | None, num_classes: int) -> int:
   """What a program makes of a row at most, beside its vector."""
   if fitted is None:
     return num_classes
-  # Cosines of all exemplars, and the nearest of each class.
+  # Products with all exemplars, and the nearest of each class.
   k, size, width = fitted.exemplars.shape
   return max(num_classes, k * size, k * width)
 

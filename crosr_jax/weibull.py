@@ -61,6 +61,8 @@ _POOLED_SAMPLES = 20
 SHORTEST = 1e-30
 # A direction that is nearer is the same one: float32 tells no less.
 ITSELF = 1e-5
+# Where nearest directions are usually nearer, float32 errs.
+_CLOSE = 10 * ITSELF
 # Errors below it are taken as equal to it before the logarithm.
 SMALLEST_ERROR = 1e-12
 
@@ -335,6 +337,8 @@ def _fit(
   if everyone is not alone:
     tails.share(everyone)
   _warn_far(usual, tails.padded(np.ones_like(count))[:, 0], class_names)
+  if vector == 'neighbour':
+    _warn_close(np.square(usual.part_mean[:, 0]), class_names)
   models = []
   for size, keep in zip(wanted, kept, strict=True):
     _warn_short(size, count, class_names)
@@ -613,6 +617,8 @@ class _Space(NamedTuple):
   part_deviation: np.ndarray = np.zeros((0, 3))
   exemplars: np.ndarray = np.zeros((0, 0), np.float32)  # of 'neighbour'
   exemplar_count: np.ndarray = np.zeros(0, np.int64)
+  middle: np.ndarray = np.zeros((0, 0), np.float32)  # their means, [K, K+L]
+  half_square: np.ndarray = np.zeros(0, np.float32)  # halves of |e - middle|^2
 
   def directions(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
@@ -637,8 +643,21 @@ class _Space(NamedTuple):
     )
     order = np.argsort(label, kind='stable')
     order = order[~_is_copy(rows[order], label[order])]
-    count = np.bincount(label[order], minlength=len(self.mav))
-    return self._replace(exemplars=rows[order], exemplar_count=count)
+    exemplars, label = rows[order], label[order]
+    middle = np.zeros((len(self.mav), exemplars.shape[1]), np.float32)
+    half_square = np.zeros(len(exemplars), np.float32)
+    count = np.bincount(label, minlength=len(self.mav))
+    for k, end in enumerate(np.cumsum(count)):
+      of_class = slice(end - count[k], end)
+      middle[k] = exemplars[of_class].mean(axis=0, dtype=np.float64)
+      less = exemplars[of_class] - middle[k]
+      half_square[of_class] = np.vecdot(less, less) / 2
+    return self._replace(
+      exemplars=exemplars,
+      exemplar_count=count,
+      middle=middle,
+      half_square=half_square,
+    )
 
   def with_usual(self, correct: _Correct, everyone: Everyone) -> '_Space':
     """The same with mean and deviation of the `parts` of training samples."""
@@ -711,11 +730,16 @@ class _Space(NamedTuple):
     found = np.empty(len(unit))
     for k in np.unique(label):
       (rows,) = np.nonzero(label == k)
-      of_class = self.exemplars[end[k] - self.exemplar_count[k] : end[k]]
-      size = max(_CELLS * 8 // len(of_class), 1)
+      of_class = slice(end[k] - self.exemplar_count[k], end[k])
+      size = max(_CELLS * 8 // self.exemplar_count[k], 1)
       for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        found[part] = _nearest(unit[part], of_class)
+        found[part] = _nearest(
+          unit[part],
+          self.exemplars[of_class],
+          self.middle[k],
+          self.half_square[of_class],
+        )
     return np.sqrt(found)
 
   def _centre(
@@ -744,19 +768,27 @@ def _is_copy(unit: np.ndarray, label: np.ndarray) -> np.ndarray:
   return is_copy
 
 
-def _nearest(unit: np.ndarray, exemplars: np.ndarray) -> np.ndarray:
+def _nearest(
+  unit: np.ndarray,
+  exemplars: np.ndarray,
+  middle: np.ndarray,
+  half_square: np.ndarray,
+) -> np.ndarray:
   """Distance of [N, D] to the nearest of [M, D], unit vectors; [N] float64.
 
-  A sample that is one of the M is passed over.
+  A sample that is one of the M is passed over. `middle` is their mean, [D], and
+  `half_square` of the exemplars less it, [M].
   """
-  cosine = unit @ exemplars.T
+  # The larger, the nearer: |u - e|^2 is |u - m|^2 - 2 (u - m)(e - m) +
+  # |e - m|^2. Cosines of what lies close together are all 1, up to rounding.
+  near = (unit - middle) @ exemplars.T - half_square
   rows = np.arange(len(unit))
 
   def distance() -> np.ndarray:
-    # What float32 makes of the cosine of two that are near is good enough to
-    # find them, and not for how near they are.
-    nearest = np.argmax(cosine, axis=1)
-    cosine[rows, nearest] = -np.inf
+    # What float32 makes of such a product is good enough to find the nearest,
+    # and not for how near it is.
+    nearest = np.argmax(near, axis=1)
+    near[rows, nearest] = -np.inf
     away = unit.astype(np.float64) - exemplars[nearest]
     return np.sqrt(np.vecdot(away, away))
 
@@ -1290,6 +1322,21 @@ def _warn_far(
       f'rounds distances by up to {rounding[k]:.2g} of {largest[k]:.2g} (class '
       f'{_name(k, class_names)} and {len(far) - 1} more): take the mean of the '
       'training features from all features, in fit and score',
+      stacklevel=3,
+    )
+
+
+def _warn_close(nearest: np.ndarray, class_names: Sequence[str]) -> None:
+  """Where nearest samples, usually so far away, are hardly told apart, [K]."""
+  close = np.flatnonzero(nearest < _CLOSE)
+  if len(close):
+    k = close[0]
+    warnings.warn(
+      'training samples lie in so much the same direction (the nearest usually '
+      f'{nearest[k]:.2g} away; class {_name(k, class_names)} and '
+      f'{len(close) - 1} more) that float32 hardly tells them apart: take the '
+      'mean of the training features from all features, in fit and score, or '
+      "a vector other than 'neighbour'",
       stacklevel=3,
     )
 

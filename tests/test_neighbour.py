@@ -80,6 +80,43 @@ def test_distances_equal_plain_numpy(generator, k, width, error):
   )
 
 
+@pytest.mark.parametrize('offset', [100, 3000])
+def test_directions_that_lie_close_together(generator, offset):
+  """Cosines of all of a class are 1 to seven digits."""
+
+  def features(n):
+    label = np.arange(n) % 4
+    a = offset + generator.normal(size=(n, 12)) * np.linspace(0.5, 2, 12)
+    a[:, :4] += 12 * np.eye(4)[label]
+    # As float32 has them.
+    a = a.astype(np.float32).astype(float)
+    return types.Features(a[:, :4], a[:, 4:], label)
+
+  train, found = features(800), features(200)
+  model = weibull.fit(train, tail_size=20, **_FIELDS)
+  _, own, label = _nearest(train, train)
+  assert own.max() < 0.05 * 100 / offset
+  for i in range(4):
+    assert model.part_mean[i, 0] == pytest.approx(
+      np.sqrt(own[label == i]).mean(), rel=1e-4
+    )
+  alone = model._replace(part_deviation=model.part_deviation.copy())
+  alone.part_deviation[:, 1:] = np.inf
+  np.testing.assert_allclose(
+    scorer.distances(found, alone), _nearest_part(train, found),
+    rtol=0.01, atol=0.01,
+  )  # fmt: skip
+
+
+def test_directions_that_float32_cannot_tell_apart_are_warned_of(generator):
+  train = _features(generator, error=False)
+  far = train._replace(
+    logits=train.logits.astype(float) + 1e6, latent=train.latent + 1e6
+  )
+  with pytest.warns(UserWarning, match='same direction .*class 0 and 3 more'):
+    weibull.fit(far, tail_size=20, **_FIELDS)
+
+
 def test_tails_are_of_distances_to_other_samples(generator):
   train = _features(generator)
   model = weibull.fit(train, tail_share=0.2, **_FIELDS)
