@@ -10,6 +10,7 @@ from html import parser
 
 import numpy as np
 import pytest
+from conftest import CONFIGS
 from PIL import Image
 
 from crosr_jax import files, metrics, report, types
@@ -19,6 +20,7 @@ from crosr_jax.report import (
   markdown,
   matrices,
   pictures,
+  published,
   sheets,
   tables,
   tail,
@@ -256,6 +258,16 @@ def test_ours_stands_beside_the_published():
     {'config': {**config, 'data': {'name': 'mnist', 'unknown_classes': (7,)}}},
   ):
     assert tables.beside({**report, **change}) is None
+
+
+def test_one_class_split_stands_beside_no_mean():
+  report = {
+    'system': 'dhrnet',
+    'config': CONFIGS['mnist_split'].to_dict(),
+    'unknown': {'mnist_unknown': {'crosr_published': {'auroc': 0.99}}},
+  }
+  assert published.figures('mnist_split')
+  assert tables.beside(report) is None
 
 
 def test_best_is_bold_ties_included_and_low_is_good_for_fpr():

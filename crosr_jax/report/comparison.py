@@ -202,15 +202,16 @@ def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
   notes = []
   if missing:
     notes.append(f'{NOT_YET.capitalize()}: {", ".join(missing)}.')
-  num_labels = len(table['labels'])
-  if table['benchmark'] and not published.compares(table['by'], num_labels):
+  by = table['by']
+  done = len({rows.label_of(case) for case in cases if case.report})
+  if table['benchmark'] and done and not published.compares(by, done):
     notes.append(
       f'Published figures are means of {published.NUM_SPLITS} class splits, '
-      f'ours here of {num_labels}: they do not compare.'
+      f'ours here of {done}: they do not compare.'
     )
-  if num_labels == 1:
+  if done == 1:
     notes.append(
-      f'One {table["by"]}: no figure here has a spread, and a small '
+      f'One {by}: no figure here has a spread, and a small '
       'difference may be chance.'
     )
   return [*notes, *told]

@@ -306,15 +306,15 @@ def _clear(entries: list[dict], by: str) -> str:
 
 def against_published(table: dict) -> Iterator[str]:
   """Ours beside every published figure, in its own reading."""
-  if not published.compares(table['by'], len(table['labels'])):
-    return
   for row in table['rows']:
     if not row['paper'] or not rows.is_measured(row):
       continue
     parts: dict[str, list[str]] = {'above': [], 'level with': [], 'below': []}
     for name, figure in row['paper'].items():
       ours = _mean(row, name, figure['reading'])
-      if ours is None:
+      values = row['unknown'][name][figure['reading']]['values']
+      done = sum(value is not None for value in values)
+      if ours is None or not published.compares(table['by'], done):
         continue
       sign = _sign(ours, figure['value'], figure['reading'])
       side = ('level with', 'above', 'below')[sign]
@@ -326,6 +326,8 @@ def against_published(table: dict) -> Iterator[str]:
       for side, names in parts.items()
       if names
     )
+    if not told:
+      continue
     first = next(iter(row['paper'].values()))
     head = rows.reading(first['reading']).head
     yield (

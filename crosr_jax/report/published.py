@@ -159,7 +159,7 @@ def benchmark(
 
 
 def compares(by: str, num_labels: int) -> bool:
-  """Whether a table by 'seed' or 'split' is a mean of what is published."""
+  """Whether a mean of so many (`by` 'seed' or 'split') is as the published."""
   return by == 'seed' or num_labels == NUM_SPLITS
 
 

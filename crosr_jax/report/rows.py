@@ -93,7 +93,7 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
     `paper` (set -> value, reading, source).
   """
   is_split = any(case.split is not None for case in cases)
-  labels = sorted({_label(case) for case in cases})
+  labels = sorted({label_of(case) for case in cases})
   sets = _sets(cases, benchmark)
   wanted = {case.system for case in cases}
   figures = published.figures(benchmark)
@@ -166,7 +166,8 @@ def is_measured(row: dict) -> bool:
   )
 
 
-def _label(case: Case) -> int:
+def label_of(case: Case) -> int:
+  """The seed of a run, or its split where there are any."""
   return case.seed if case.split is None else case.split
 
 
@@ -192,5 +193,5 @@ def _values(
       continue
     entry = case.report['unknown'].get(name, {}).get(spec.method, {})
     if entry.get(key) is not None:
-      found[_label(case)].append(entry[key])
+      found[label_of(case)].append(entry[key])
   return [statistics.fmean(x) if x else None for x in found.values()]

@@ -122,10 +122,13 @@ def glance(report: dict) -> Table:
 def beside(report: dict) -> Table | None:
   """Ours beside what was published of the same system, in its reading.
 
-  None where nothing was.
+  None where nothing was, or but the mean of class splits of which this is one.
   """
   config = report.get('config') or {}
   data, evaluation = config.get('data') or {}, config.get('evaluation') or {}
+  by = 'split' if data.get('splits') else 'seed'
+  if not published.compares(by, 1):
+    return None
   key = published.benchmark(
     data.get('name', ''),
     data.get('unknown_classes', ()),
