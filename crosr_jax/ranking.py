@@ -56,6 +56,9 @@ RECIPES: dict[str, dict[str, Any]] = {
   | {'margin': 1.0, 'tail_share': 0.2},
   'neighbour': _EVIDENCE | {'vector': 'neighbour'},
   'neighbour, tail 20%': _EVIDENCE | {'vector': 'neighbour', 'tail_share': 0.2},
+  'neighbour, margin 1': _EVIDENCE | {'vector': 'neighbour', 'margin': 1.0},
+  'neighbour, margin 1, tail 20%': _EVIDENCE
+  | {'vector': 'neighbour', 'margin': 1.0, 'tail_share': 0.2},
 }
 
 

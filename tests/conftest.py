@@ -30,6 +30,7 @@ os.environ['XLA_FLAGS'] += (
   ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
 )
 
+import commands
 import hypothesis
 import jax
 import numpy as np
@@ -212,3 +213,11 @@ def root():
 def environment():
   """Environment of a command, as a user has it."""
   return {**COMMAND_ENVIRONMENT, 'PYTHONPATH': str(ROOT)}
+
+
+@pytest.fixture(scope='session')
+def run_command(environment):
+  """`commands.Server.run`, in that environment and the project's folder."""
+  server = commands.Server(environment, ROOT)
+  yield server.run
+  server.stop()

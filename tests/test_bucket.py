@@ -571,13 +571,10 @@ def test_errors(server, impatient, monkeypatch, tmp_path):
 
 
 def _command(environment, server, cache, command, *arguments):
-  compiled = str(ROOT / '.pytest_cache' / 'jax')
   environment = {
     **environment,
     'STORAGE_EMULATOR_HOST': server.host,
     'CROSR_JAX_CACHE': str(cache),
-    'JAX_COMPILATION_CACHE_DIR': compiled,
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
   command = [sys.executable, '-m', f'crosr_jax.{command}', *arguments]

@@ -2,14 +2,11 @@
 
 import functools
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 from scipy import special
 
 from crosr_jax import (
@@ -428,7 +425,7 @@ def test_batches_that_cannot_be(tmp_path, changes, message):
 
 
 _JOB = (
-  sys.executable, '-m', 'crosr_jax.main', '--config=configs/digits.py',
+  'main', '--config=configs/digits.py',
   '--config.model.lateral=none', '--config.model.width=8',
   '--config.train.num_steps=120', '--config.train.checkpoint_every=60',
   '--config.counterfactual.count=100', '--config.counterfactual.gan_steps=40',
@@ -438,24 +435,14 @@ _JOB = (
 
 
 @pytest.fixture
-def job(environment):
+def job(run_command):
   """Runs the main job with the system on; returns the finished process."""
-  cache = {
-    'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.pytest_cache' / 'jax'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
-  return functools.partial(
-    subprocess.run,
-    cwd=ROOT,
-    env={**environment, **cache},
-    capture_output=True,
-    text=True,
-  )
+  return functools.partial(run_command, *_JOB)
 
 
 def test_main_job(job, tmp_path):
   workdir = f'--workdir={tmp_path}'
-  process = job([*_JOB, workdir])
+  process = job(workdir)
   assert process.returncode == 0, process.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
   assert report['system'] == 'gan'
@@ -478,21 +465,18 @@ def test_main_job(job, tmp_path):
   assert 'GAN unknown augmentation' in (tmp_path / 'report.md').read_text()
   # Another decision trains nothing; another system is refused.
   process = job(
-    [*_JOB, workdir, '--config.scorer.decision=tpr95',
-     '--config.report.pictures=False']
-  )  # fmt: skip
+    workdir, '--config.scorer.decision=tpr95', '--config.report.pictures=False'
+  )
   assert process.returncode == 0, process.stderr
   assert 'first step' not in process.stderr
   again = json.loads((tmp_path / 'report.json').read_text())
   assert again['unknown'] == report['unknown']
-  process = job([*_JOB, workdir, '--config.counterfactual.count=0'])
+  process = job(workdir, '--config.counterfactual.count=0')
   assert process.returncode == 2
   assert 'counterfactual.count was 100 and is now 0' in process.stderr
 
 
 def test_a_lateral_is_refused(job, tmp_path):
-  process = job(
-    [*_JOB, f'--workdir={tmp_path}', '--config.model.lateral=bottleneck']
-  )
+  process = job(f'--workdir={tmp_path}', '--config.model.lateral=bottleneck')
   assert process.returncode == 2
   assert 'counterfactual.count=100 is for a classifier alone' in process.stderr

@@ -282,14 +282,7 @@ def test_on_a_phone(page):
   assert wide <= 360
 
 
-def _command(environment, *arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'crosr_jax.demo', *map(str, arguments)],
-    cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
-  )  # fmt: skip
-
-
-def test_mistakes(environment, digits_run, address, tmp_path):
+def test_mistakes(run_command, digits_run, address, tmp_path):
   run = f'--workdir={digits_run[0]}'
   taken = address.rstrip('/').rpartition(':')[2]
   for arguments, code, words in (
@@ -299,6 +292,6 @@ def test_mistakes(environment, digits_run, address, tmp_path):
     ((run, f'--port={taken}'), 2, 'cannot be served at'),
     ((f'--workdir={tmp_path}', '--port=0'), 1, 'no finished run'),
   ):
-    process = _command(environment, *arguments)
+    process = run_command('demo', *arguments)
     assert process.returncode == code and words in process.stderr
     assert 'Traceback' not in process.stderr

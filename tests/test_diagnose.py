@@ -1,12 +1,9 @@
 """What is odd with a fit, and that it is said."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from crosr_jax import diagnosis, judge, saved, types
@@ -112,13 +109,6 @@ def test_reliability_by_hand():
   np.testing.assert_allclose(right[[6, 8, 9]], [1, 1, 0.5])
 
 
-def _command(environment, *arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'crosr_jax.diagnose', *map(str, arguments)],
-    cwd=ROOT, env=environment, capture_output=True, text=True,
-  )  # fmt: skip
-
-
 def test_what_is_no_number_is_null(generator):
   _, _, found = _examine(generator)
   row = found.rows[0]._replace(held_out=(float('nan'),) * 4, rejected_test=0.1)
@@ -135,10 +125,10 @@ def test_medians_of_nothing(generator):
   assert diagnosis._ratio([nothing]) == 1.0
 
 
-def test_the_command(digits_run, environment):
+def test_the_command(digits_run, run_command):
   workdir, _ = digits_run
   before = {p.name: p.stat().st_mtime_ns for p in workdir.iterdir()}
-  process = _command(environment, f'--workdir={workdir}', '--format=json')
+  process = run_command('diagnose', f'--workdir={workdir}', '--format=json')
   assert process.returncode == 0, process.stderr
   found = json.loads(process.stdout)
   report = json.loads((workdir / 'report.json').read_text())
@@ -149,18 +139,18 @@ def test_the_command(digits_run, environment):
     assert picture.width > 1000
   (workdir / 'diagnosis.png').unlink()
   assert before == {p.name: p.stat().st_mtime_ns for p in workdir.iterdir()}
-  table = _command(environment, f'--workdir={workdir}')
+  table = run_command('diagnose', f'--workdir={workdir}')
   assert 'decision' in table.stdout and 'one half' in table.stdout
 
 
-def test_mistakes(environment, digits_run, tmp_path):
+def test_mistakes(run_command, digits_run, tmp_path):
   workdir, _ = digits_run
   for arguments, code, words in (
     ((), 2, '--workdir is needed'),
     ((f'--workdir={workdir}', '--format=x'), 2, '--format'),
     ((f'--workdir={tmp_path}',), 1, 'no finished run'),
   ):
-    process = _command(environment, *arguments)
+    process = run_command('diagnose', *arguments)
     assert process.returncode == code and words in process.stderr
     assert 'Traceback' not in process.stderr
 

@@ -1,8 +1,5 @@
 """What a run would take, told without running it."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -143,20 +140,14 @@ def test_words_of_memory():
 
 
 @pytest.fixture
-def run(environment, tmp_path):
+def run(run_command, tmp_path):
   """Runs the main job in an empty folder; returns the finished process."""
 
   def call(config, *arguments):
-    return subprocess.run(
-      [
-        *(sys.executable, '-m', 'crosr_jax.main', f'--config={config}'),
-        *arguments,
-      ],
-      cwd=tmp_path,
-      env={**environment, 'TFDS_DATA_DIR': str(tmp_path / 'none')},
-      capture_output=True,
-      text=True,
-    )
+    return run_command(
+      'main', f'--config={config}', *arguments,
+      cwd=tmp_path, TFDS_DATA_DIR=str(tmp_path / 'none'),
+    )  # fmt: skip
 
   return call
 

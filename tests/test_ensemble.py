@@ -1,8 +1,6 @@
 """Several nets that answer as one."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -139,15 +137,14 @@ def test_members_have_best_steps_of_their_own(
   assert found.select_accuracy == row['select_accuracy'] == right
 
 
-def test_an_ensemble_as_its_users_have_it(environment, root, tmp_path):
+def test_an_ensemble_as_its_users_have_it(run_command, tmp_path):
   """The main job, loaded, exported; a workdir is bound to its members."""
-  command = [
-    *(sys.executable, '-m', 'crosr_jax.main', '--config=configs/digits.py'),
+  command = (
+    *('main', '--config=configs/digits.py'),
     *(f'--workdir={tmp_path}', '--config.report.pictures=False'),
     *('--config.train.num_steps=100', '--config.model.width=16'),
-  ]
-  options = {'cwd': root, 'env': environment, 'capture_output': True}
-  done = subprocess.run([*command, '--config.model.members=2'], **options)
+  )
+  done = run_command(*command, '--config.model.members=2')
   assert not done.returncode, done.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
   model = openset.load(tmp_path)
@@ -166,6 +163,6 @@ def test_an_ensemble_as_its_users_have_it(environment, root, tmp_path):
   np.testing.assert_allclose(
     unknown_score, expected.unknown_score, rtol=1e-4, atol=1e-4
   )
-  done = subprocess.run(command, text=True, **options)
+  done = run_command(*command)
   assert done.returncode == 2
   assert 'model.members was 2 and is now 1' in done.stderr

@@ -1,12 +1,9 @@
 """A finished run scored again."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from crosr_jax import data, judge, openset, pipeline, saved, types
@@ -18,12 +15,9 @@ def workdir(digits_run):
 
 
 @pytest.fixture
-def evaluate(environment):
+def evaluate(run_command):
   def call(*arguments, code=0):
-    process = subprocess.run(
-      [sys.executable, '-m', 'crosr_jax.evaluate', *map(str, arguments)],
-      cwd=ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    process = run_command('evaluate', *arguments)
     assert process.returncode == code, process.stderr
     assert 'Traceback' not in process.stderr
     return process

@@ -218,21 +218,13 @@ def test_the_traced_scorer_is_the_scorer(generator):
     )
 
 
-def _command(environment, *arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'crosr_jax.export', *map(str, arguments)],
-    cwd=ROOT, env=environment, capture_output=True, text=True,
-  )  # fmt: skip
-
-
 def test_the_command_and_a_bare_environment(
-  tmp_path, workdir, image, environment
+  tmp_path, workdir, image, environment, run_command
 ):
   output = tmp_path / 'sub' / 'digits.jaxexport'
-  process = _command(
-    environment, f'--workdir={workdir}', f'--output={output}',
-    '--reject_known=0.1',
-  )  # fmt: skip
+  process = run_command(
+    'export', f'--workdir={workdir}', f'--output={output}', '--reject_known=0.1'
+  )
   assert process.returncode == 0, process.stderr
   assert 'decision: calibrated' in process.stdout
   # The reader alone, and nothing else of the project within reach.
@@ -299,7 +291,7 @@ def test_files_that_are_none(tmp_path, workdir):
       exported.load(str(path))
 
 
-def test_mistakes(tmp_path, workdir, environment):
+def test_mistakes(tmp_path, workdir, run_command):
   for arguments, words in (
     ((f'--output={tmp_path}/x',), '--workdir is needed'),
     ((f'--workdir={workdir}',), '--output is needed'),
@@ -310,6 +302,6 @@ def test_mistakes(tmp_path, workdir, environment):
       'gs:/bucket/x.jaxexport cannot be written to from here',
     ),
   ):
-    process = _command(environment, *arguments)
+    process = run_command('export', *arguments)
     assert process.returncode == 2 and words in process.stderr
     assert 'Traceback' not in process.stderr

@@ -1,15 +1,11 @@
 """Classes that are added to a finished run."""
 
 import io
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import ROOT
 from PIL import Image
 from sklearn import datasets
 
@@ -282,7 +278,7 @@ def test_kept_and_dropped(digits_copy, sevens, caplog):
     model.save_added(digits_copy)
 
 
-def test_command(digits_copy, sevens, tmp_path):
+def test_command(digits_copy, sevens, tmp_path, run_command):
   folder = tmp_path / 'sevens'
   folder.mkdir()
   for i, image in enumerate(sevens[:70]):
@@ -290,17 +286,7 @@ def test_command(digits_copy, sevens, tmp_path):
   (folder / 'broken.png').write_bytes(b'no image')
 
   def run(command, *arguments):
-    return subprocess.run(
-      [
-        sys.executable,
-        *('-m', f'crosr_jax.{command}', f'--workdir={digits_copy}'),
-        *arguments,
-      ],
-      capture_output=True,
-      text=True,
-      cwd=ROOT,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    )
+    return run_command(command, f'--workdir={digits_copy}', *arguments)
 
   # Two at a time would lose one.
   with files.held(digits_copy):

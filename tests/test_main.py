@@ -17,22 +17,16 @@ from crosr_jax import saved
 
 
 @pytest.fixture(scope='session')
-def run(environment):
+def run(environment, run_command):
   """Runs the main job; returns the finished process."""
-  # As the tests in this process, commands keep what they compiled.
-  cache = str(ROOT / '.pytest_cache' / 'jax')
-  environment = {
-    **environment,
-    'JAX_COMPILATION_CACHE_DIR': cache,
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
 
   def call(*arguments, cwd=ROOT, wait=True, prefix=()):
+    if wait and not prefix:
+      return run_command('main', *arguments, cwd=cwd)
     command = [*prefix, sys.executable, '-m', 'crosr_jax.main', *arguments]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    if not wait:
-      return subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
-    return subprocess.run(command, cwd=cwd, env=environment, **pipes)
+    begin = subprocess.run if wait else subprocess.Popen
+    return begin(command, cwd=cwd, env=environment, **pipes)
 
   return call
 

@@ -1,8 +1,6 @@
 """The main job on real MNIST and Omniglot: a slice of the training."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -73,24 +71,18 @@ def test_no_image_is_known_and_unknown(benchmark):
     ), found
 
 
-def test_main_job(environment, root, data_dir, benchmark, tmp_path):
-  process = subprocess.run(
-    [
-      *(sys.executable, '-m', 'crosr_jax.main'),
-      # So few steps are for upright digits alone.
-      '--config=configs/mnist.py:upright',
-      *(f'--data_dir={data_dir}', f'--workdir={tmp_path}'),
-      *('--config.model.width=8', '--config.train.num_steps=250'),
-      *('--config.train.checkpoint_every=250', '--config.train.batch_size=64'),
-      # Four digits known, fewer unknowns: evaluation is what takes time.
-      '--config.data.unknown_classes=(4,5,6,7,8,9)',
-      '--config.evaluation.max_unknown=2000',
-      '--config.report.pictures=False',
-    ],
-    cwd=root,
-    env=environment,
-    capture_output=True,
-    text=True,
+def test_main_job(run_command, data_dir, benchmark, tmp_path):
+  process = run_command(
+    'main',
+    # So few steps are for upright digits alone.
+    '--config=configs/mnist.py:upright',
+    *(f'--data_dir={data_dir}', f'--workdir={tmp_path}'),
+    *('--config.model.width=8', '--config.train.num_steps=250'),
+    *('--config.train.checkpoint_every=250', '--config.train.batch_size=64'),
+    # Four digits known, fewer unknowns: evaluation is what takes time.
+    '--config.data.unknown_classes=(4,5,6,7,8,9)',
+    '--config.evaluation.max_unknown=2000',
+    '--config.report.pictures=False',
   )
   assert process.returncode == 0, process.stderr
   report = json.loads((tmp_path / 'report.json').read_text())
@@ -111,18 +103,13 @@ def test_main_job(environment, root, data_dir, benchmark, tmp_path):
     assert (easy > 0.999) == ('noise' in name)
 
 
-def test_data_that_is_not_there(environment, root, tmp_path):
-  process = subprocess.run(
-    [
-      *(sys.executable, '-m', 'crosr_jax.main', '--config=configs/mnist.py'),
-      *(f'--data_dir={tmp_path / "none"}', f'--workdir={tmp_path / "run"}'),
-    ],
-    cwd=root,
+def test_data_that_is_not_there(run_command, tmp_path):
+  process = run_command(
+    'main', '--config=configs/mnist.py',
+    f'--data_dir={tmp_path / "none"}', f'--workdir={tmp_path / "run"}',
     # No network, whatever this machine has.
-    env={**environment, 'https_proxy': 'http://127.0.0.1:9', 'no_proxy': ''},
-    capture_output=True,
-    text=True,
-  )
+    https_proxy='http://127.0.0.1:9', no_proxy='',
+  )  # fmt: skip
   assert process.returncode == 1
   lines = [x for x in process.stderr.splitlines() if x.startswith('error: ')]
   assert len(lines) == 1 and 'Traceback' not in process.stderr

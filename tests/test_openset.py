@@ -175,15 +175,10 @@ def test_a_net_without_a_decoder_and_without_features(
 
 
 @pytest.fixture
-def predict(environment):
-  # Compiled as for users: a place in the batch changes no bit.
-  environment = {**environment, 'XLA_FLAGS': ''}
-
-  def call(*arguments, code=0, cwd=ROOT, stdin=''):
-    process = subprocess.run(
-      [sys.executable, '-m', 'crosr_jax.predict', *map(str, arguments)],
-      cwd=cwd, env=environment, capture_output=True, text=True, input=stdin,
-    )  # fmt: skip
+def predict(run_command):
+  def call(*arguments, code=0, **options):
+    # Compiled as for users: a place in the batch changes no bit.
+    process = run_command('predict', *arguments, XLA_FLAGS='', **options)
     assert process.returncode == code, process.stderr
     assert 'Traceback' not in process.stderr
     return process

@@ -553,10 +553,10 @@ def test_no_network(tmp_path, published):
   assert _left(tmp_path) == []
 
 
-def _command(environment, *arguments, **options):
+def _command(environment, *arguments):
   command = [sys.executable, '-m', 'crosr_jax.prepare', *arguments]
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-  return subprocess.Popen(command, env=environment, **pipes, **options)
+  return subprocess.Popen(command, env=environment, **pipes)
 
 
 @pytest.mark.parametrize(
@@ -573,17 +573,17 @@ def _command(environment, *arguments, **options):
     (['mnist', '--manual_dir=gs://b/x'], 2, ['gs://b/x', 'this machine']),
   ],
 )
-def test_usage_errors(environment, root, arguments, code, words):
-  process = _command(environment, *arguments, cwd=root)
-  _, told = process.communicate()
+def test_usage_errors(run_command, arguments, code, words):
+  process = run_command('prepare', *arguments)
+  told = process.stderr
   assert process.returncode == code
   assert told.startswith('error: ') and len(told.splitlines()) == 1
   for word in words:
     assert word in told
 
 
-def test_help_names_every_data_set(environment, root):
-  told, _ = _command(environment, '--help', cwd=root).communicate()
+def test_help_names_every_data_set(run_command):
+  told = run_command('prepare', '--help').stdout
   for name in catalog.DATA_SETS:
     assert name in told
   assert '--manual_dir: folder' in told and '--data_dir: folder' in told

@@ -1,12 +1,11 @@
 """Stand-ins for unknowns, and the ranking of recipes on them."""
 
+import functools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS
 from scipy import ndimage
 
 from crosr_jax import data, ranking, types, weibull
@@ -225,13 +224,8 @@ def test_classes_to_keep_back(small, tmp_path, count):
     ranking.run(small, tmp_path, tmp_path, hold_out=count, folds=1)
 
 
-def test_command(environment, tmp_path):
-  def call(*arguments):
-    command = [sys.executable, '-m', 'crosr_jax.rank', *arguments]
-    return subprocess.run(
-      command, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-
+def test_command(run_command, tmp_path):
+  call = functools.partial(run_command, 'rank')
   process = call('--config=configs/digits.py', '--folds=0')
   assert process.returncode == 2 and '--folds=0' in process.stderr
   process = call(

@@ -4,8 +4,6 @@ import hashlib
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -223,35 +221,17 @@ def test_bad_splits(changes, message):
     _load(**changes)
 
 
-def _main(environment, cwd, config, *arguments):
-  return subprocess.run(
-    [
-      *(sys.executable, '-m', 'crosr_jax.main'),
-      *(f'--config={ROOT}/configs/{config}', *arguments),
-    ],
-    cwd=cwd,
-    # As the tests in this process, commands keep what they compiled.
-    env={
-      **environment,
-      'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.pytest_cache' / 'jax'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    },
-    capture_output=True,
-    text=True,
-  )
-
-
-def test_a_split_on_the_command_line(environment, tmp_path):
-  process = _main(
-    environment,
-    tmp_path,
-    'digits.py',
+def test_a_split_on_the_command_line(run_command, tmp_path):
+  process = run_command(
+    'main',
+    f'--config={ROOT}/configs/digits.py',
     '--config.data.splits=((0,1),(7,8,9))',
     '--config.data.split=1',
     '--config.data.unknown_classes=()',
     '--config.train.num_steps=60',
     '--config.model.width=4',
     '--config.report.pictures=False',
+    cwd=tmp_path,
   )
   assert process.returncode == 0, process.stderr
   workdir = tmp_path / 'runs' / 'digits-split1'
@@ -268,10 +248,9 @@ def test_a_split_on_the_command_line(environment, tmp_path):
     assert f'\n| {name} |' in page.partition('## Classes')[2]
 
 
-def test_a_split_that_is_not_there(environment, tmp_path):
-  process = _main(
-    environment, tmp_path, 'mnist_split.py:distinct', '--config.data.split=5'
-  )
+def test_a_split_that_is_not_there(run_command, tmp_path):
+  config = f'--config={ROOT}/configs/mnist_split.py:distinct'
+  process = run_command('main', config, '--config.data.split=5', cwd=tmp_path)
   assert process.returncode == 2
   lines = [x for x in process.stderr.splitlines() if x.startswith('error: ')]
   assert lines == [
