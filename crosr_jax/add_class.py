@@ -41,17 +41,20 @@ def main(arguments: list[str]) -> None:
     for i, fault in faults.items():
       logging.warning('%s is left out: %s', paths[i], fault)
     found = model.features(image)
-    before = model.score(found).prediction
     model = model.with_class(_NAME.value, found)
     model.save_added(workdir)
-  after = model.score(found).prediction
-  known = (before != types.UNKNOWN).sum()
-  named_so = (after == len(model.class_names) - 1).sum()
+  answer = model.score(found).prediction
+  new = len(model.class_names) - 1
+  called_so = (answer == new).sum()
+  called_other = ((answer != types.UNKNOWN) & (answer != new)).sum()
+  name = cli.in_line(_NAME.value)
   print(
-    f'{_NAME.value}: added, from {len(image)} images. Of these, {named_so} are '
-    f'called so, {known} are called a class that was there before'
+    f'{name}: added, from {len(image)} images. Of these, {called_so} are '
+    f'called so, {called_other} are called a class that was there before'
   )
-  if 2 * known > len(image):
+  trained = found.logits.shape[1]
+  called_trained = (answer != types.UNKNOWN) & (answer < trained)
+  if 2 * called_trained.sum() > len(image):
     logging.warning(
       'the net takes most of these images for classes it knows; to tell them '
       'apart it must be trained with the new class'

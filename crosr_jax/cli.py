@@ -227,7 +227,10 @@ def numbers(flag: str, value: str) -> tuple[int, ...]:
 
 
 def run(
-  main: Callable[..., None], *, takes_arguments: bool = False
+  main: Callable[..., None],
+  *,
+  takes_arguments: bool = False,
+  resumes: bool = False,
 ) -> NoReturn:
   """Parses the flags in sys.argv, runs the command and ends the process.
 
@@ -236,10 +239,11 @@ def run(
   Args:
     main: the command.
     takes_arguments: whether it is called with what is no flag.
+    resumes: whether the same command goes on from what it saved.
   """
   _open_streams()
   _set_up_logging()
-  signals.listen()
+  signals.listen(resumes=resumes)
   try:
     if any(re.fullmatch(r'--?h(elp(full|short)?)?', a) for a in sys.argv[1:]):
       print(_help(main))
@@ -256,7 +260,8 @@ def run(
   except types.UserError as error:
     _end(str(error), error.exit_code)
   except flags.Error as error:
-    _end(str(error), types.UsageError.exit_code)
+    hint = "; a file's name that begins with - comes after --"
+    _end(f'{error}{hint * takes_arguments}', types.UsageError.exit_code)
   except BrokenPipeError:
     # `| head`: whoever read has left, and the rest is not wanted.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -477,10 +482,17 @@ def _open_streams() -> None:
     sys.stdout.reconfigure(errors='backslashreplace')
 
 
+class _Plain(logging.Formatter):
+  """Lines in which no name of a file or a class steers the terminal."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    """The message."""
+    return '\n'.join(map(in_line, super().format(record).split('\n')))
+
+
 def _set_up_logging() -> None:
-  logging.basicConfig(
-    level=logging.INFO, format='%(message)s', stream=sys.stderr, force=True
-  )
+  logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+  logging.getLogger().handlers[0].setFormatter(_Plain('%(message)s'))
   # A full disk is told once, by whoever waits for the file: not by the log, nor
   # by the threads of TensorBoard and Orbax, nor by what they do at the exit.
   logging.raiseExceptions = False

@@ -84,4 +84,4 @@ def _summary(result: dict) -> str:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, resumes=True)

@@ -58,19 +58,20 @@ def main() -> None:
 
 def _table(found) -> str:
   """For people; `found` is a diagnosis.Diagnosis."""
-  width = max(5, *(len(row.name) for row in found.rows))
+  names = [cli.in_line(row.name) for row in found.rows]
+  width = max(5, *map(len, names))
   lines = [
     f'{"":{width}}  distance to the class: median, 95 %              called '
     'unknown',
     f'{"class":{width}}  {"train":>15} {"held out":>15} {"one half":>9} '
     f'{"tail":>6} {"held out":>9} {"test":>7}',
   ]
-  for row in found.rows:
+  for name, row in zip(names, found.rows, strict=True):
     train, held_out = (
       f'{x[1]:.2f}, {x[2]:.2f}' for x in (row.train, row.held_out)
     )
     lines.append(
-      f'{row.name:{width}}  {train:>15} {held_out:>15} {row.half:9.2f} '
+      f'{name:{width}}  {train:>15} {held_out:>15} {row.half:9.2f} '
       f'{row.tail_count:6d} {row.rejected_held_out:9.1%} '
       f'{row.rejected_test:7.1%}'
     )
@@ -83,7 +84,7 @@ def _table(found) -> str:
     f'{found.calibration_error:.3f}',
     f'dead coordinates: {found.dead} of {found.width}',
     '',
-    *(f'- {text}' for text in found.findings),
+    *(f'- {cli.in_line(text)}' for text in found.findings),
   ]
   if not found.findings:
     lines.append('Nothing odd was found.')

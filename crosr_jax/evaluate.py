@@ -104,6 +104,8 @@ def main() -> None:
   from crosr_jax.report import terminal
 
   workdir = cli.finished_run(_WORKDIR.value) if _WORKDIR.value else None
+  if _SAVE_FEATURES.value and workdir:
+    saved.check_output(files.user_path(_SAVE_FEATURES.value), workdir)
   known = _known(workdir)
   recipe, decision = _recipe(known.info), _decision(known.info)
   choice.check_recipe(**recipe)
@@ -177,9 +179,13 @@ def _decision(info: dict[str, Any]) -> dict[str, Any]:
 
 def _with_unknown(known: _Known, workdir: pathlib.Path) -> _Known:
   """The known parts, with the unknown sets that were asked for."""
-  from crosr_jax import data, openset
+  from crosr_jax import data, openset, saved
 
   model = openset.load(workdir)
+  known_folders = saved.image_folders(workdir)
+  for asked in _UNKNOWN.value:
+    if files.user_path(asked).is_dir():
+      data.check_apart('--unknown', asked, known_folders)
   sets, skipped = data.unknown_sets(
     _UNKNOWN.value,
     model.image_shape,

@@ -32,10 +32,11 @@ def main() -> None:
   files.check_output(output)
   from crosr_jax import exporting, openset, saved
 
+  saved.check_output(output, workdir)
   model = openset.load(workdir)
   if _REJECT_KNOWN.value is not None:
     model = model.rejecting(_REJECT_KNOWN.value)
-  is_onnx = output.suffix == '.onnx'
+  is_onnx = output.suffix.lower() == '.onnx'
   pack = exporting.pack_onnx if is_onnx else exporting.pack
   data = pack(model, exporting.card(model, saved.load_info(workdir)))
   files.write_bytes(output, data)

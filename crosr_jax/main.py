@@ -79,6 +79,8 @@ def main() -> None:
   print(terminal.summary(result))
   for found in result['skipped']:
     print(cli.in_line(f'left out: {found["path"]}: {found["reason"]}'))
+  for note in result['notes']:
+    print(cli.in_line(f'note: {note}'))
   print(f'Report: {workdir / "report.html"}')
 
 
@@ -91,4 +93,4 @@ def _pretend(count: int) -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, resumes=True)

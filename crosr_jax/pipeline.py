@@ -248,10 +248,15 @@ def check_sections(config: config_dict.ConfigDict) -> None:
 
 
 def check_apart(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-  """Raises a UsageError where a folder of images would hold the workdir."""
-  named = [(f'data.{field}', config.data[field]) for field in _FOLDERS]
+  """Raises a UsageError where folders lie in one another that must not.
+
+  The workdir in one of images, or known images in one of unknowns.
+  """
+  known = {f'data.{field}': config.data[field] for field in _FOLDERS}
   dirs = config.evaluation.unknown_dirs
-  named += [('evaluation.unknown_dirs', x) for x in dirs]
+  for folder in dirs:
+    data.check_apart('evaluation.unknown_dirs', folder, known)
+  named = [*known.items(), *(('evaluation.unknown_dirs', x) for x in dirs)]
   for field, folder in named:
     root = files.user_path(folder).resolve()
     if folder and workdir.resolve().is_relative_to(root):
@@ -475,10 +480,15 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   # What a workdir does not tell, since the field is newer, was at its default.
   newer = {k: v for k, v in _defaults().items() if k in new}
   old = {'counterfactual.count': 0, **newer, **_flat(before)}
+  for fields in (old, new):
+    # With and without the stroke at the end it is the same folder.
+    for k in (f'data.{field}' for field in _FOLDERS):
+      if fields.get(k):
+        fields[k] = os.path.normpath(fields[k])
   changed = [k for k in new | old if old.get(k) != new.get(k)]
   if changed:
     told = ', '.join(
-      f'{k} was {old.get(k, "not there")} and is now {new.get(k, "not there")}'
+      f'{k} was {_told_value(old, k)} and is now {_told_value(new, k)}'
       for k in changed[:3]
     )
     more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
@@ -486,6 +496,10 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
       f'--workdir={workdir} belongs to another config: {told}{more}; take '
       'another --workdir, or the old values'
     )
+
+
+def _told_value(fields: dict[str, Any], name: str) -> str:
+  return repr(fields[name]) if name in fields else 'not there'
 
 
 def _is_trained(workdir: pathlib.Path) -> bool:

@@ -117,7 +117,8 @@ class _Table:
 
   def __init__(self, stream: TextIO, class_names: Sequence[str]):
     self._stream = stream
-    self._width = max(len('prediction'), *map(len, class_names))
+    names = map(cli.in_line, class_names)
+    self._width = max(len('prediction'), *map(len, names))
     self._line('prediction', 'best', 'unknown', 'nearest', 'image')
 
   def row(self, row: Row) -> None:
@@ -136,10 +137,10 @@ class _Table:
     self._stream.flush()
 
   def _line(self, *cells: str) -> None:
-    prediction, best, unknown, nearest, path = cells
+    prediction, best, unknown, nearest, path = map(cli.in_line, cells)
     n = self._width
     text = f'{prediction:{n}} {best:>6} {unknown:>8}  {nearest:{n}} {path}'
-    self._stream.write(cli.in_line(text) + '\n')
+    self._stream.write(text + '\n')
 
 
 class _Json:

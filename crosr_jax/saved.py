@@ -101,6 +101,28 @@ def load(workdir: pathlib.Path) -> Saved:
   return Saved(info, models, held_out, {'batch_stats': {}, **variables})
 
 
+def check_output(path: pathlib.Path, workdir: pathlib.Path) -> None:
+  """Raises a UsageError where a file to be written is one of the run's own."""
+  own = [
+    *(f'{x}.npz' for x in ('weights', 'fitted', 'features', 'added')),
+    *('model.json', 'config.json', 'run.log', 'run.lock'),
+    *(f'report.{x}' for x in ('html', 'md', 'json')),
+  ]
+  if path.resolve() in [workdir.resolve() / name for name in own]:
+    raise types.UsageError(f"{path} is the run's own; name another file")
+
+
+def image_folders(workdir: pathlib.Path) -> dict[str, str]:
+  """By field, the folders of known images that a run was made of, if any."""
+  try:
+    of_data = dict(json.loads((workdir / 'config.json').read_text())['data'])
+  except (KeyError, OSError, TypeError, ValueError):
+    # Of a bucket it is not fetched; and it is no part of the model.
+    return {}
+  fields = 'train_dir', 'test_dir'
+  return {f'data.{x}': str(of_data.get(x, '')) for x in fields}
+
+
 def load_info(workdir: pathlib.Path) -> dict[str, Any]:
   """model.json.
 

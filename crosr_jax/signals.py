@@ -21,6 +21,7 @@ _WORDS: dict[int, str] = {
   signal.SIGHUP: 'the terminal was closed',
 }
 
+_resumes = False  # Whether the same command goes on from what was saved.
 _came = 0  # The signal's number; 0 = none.
 _is_deferred = False
 
@@ -34,8 +35,14 @@ class Terminated(BaseException):
     self.exit_code = 128 + self.number
 
 
-def listen() -> None:
-  """From now on they are answered; for the main thread of a command."""
+def listen(*, resumes: bool = False) -> None:
+  """From now on they are answered; for the main thread of a command.
+
+  Args:
+    resumes: whether the command, started again, goes on from what it saved.
+  """
+  global _resumes
+  _resumes = resumes
   signal.signal(signal.SIGTERM, _answer)
   # `nohup` has commands outlive their terminal.
   if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
@@ -85,7 +92,8 @@ def end(number: int) -> NoReturn:
 
 def told(number: int) -> str:
   """What a command says last."""
-  return f'{_WORDS[number]}; the same command goes on from what was saved'
+  more = '; the same command goes on from what was saved' if _resumes else ''
+  return _WORDS[number] + more
 
 
 def _say(line: str) -> None:

@@ -340,8 +340,8 @@ def _fit(
   if vector == 'neighbour':
     _warn_close(np.square(usual.part_mean[:, 0]), class_names)
   models = []
-  for size, keep in zip(wanted, kept, strict=True):
-    _warn_short(size, count, class_names)
+  for size, keep, (tail_size, _) in zip(wanted, kept, lengths, strict=True):
+    _warn_short(size, count, tail_size, class_names)
     shape, loc, tail_scale = _maximum_likelihood(
       tails.padded(keep), keep, class_names=class_names
     )
@@ -408,7 +408,7 @@ def fit_tails(
   _check_counts(count)
   wanted = _tail_counts(count, tail_size, tail_share)
   kept = np.minimum(wanted, count)
-  _warn_short(wanted, count)
+  _warn_short(wanted, count, tail_size)
   # So many classes together that what is computed of them stays in the cache.
   size = max(_CELLS // int(kept.max()), 1)
 
@@ -1279,7 +1279,10 @@ def _check_spread(
 
 
 def _warn_short(
-  wanted: np.ndarray, count: np.ndarray, class_names: Sequence[str] = ()
+  wanted: np.ndarray,
+  count: np.ndarray,
+  tail_size: int,
+  class_names: Sequence[str] = (),
 ) -> None:
   short = np.flatnonzero(wanted > count)
   if len(short):
@@ -1287,9 +1290,11 @@ def _warn_short(
       f'{_name(k, class_names)} ({count[k]})' for k in short[:10]
     )
     more = ', ...' if len(short) > 10 else ''
+    # Of a share so few were not asked for.
+    why = 'was asked for' if tail_size else 'is the least'
     warnings.warn(
-      f'a tail of {wanted[short[0]]} was asked for, but these classes have '
-      f'fewer correct samples and were fitted on what they have: {named}{more}',
+      f'a tail of {wanted[short[0]]} {why}, but these classes have fewer '
+      f'correct samples and were fitted on what they have: {named}{more}',
       stacklevel=3,
     )
 

@@ -297,6 +297,7 @@ def test_mistakes(tmp_path, workdir, run_command):
     ((f'--workdir={workdir}',), '--output is needed'),
     ((f'--workdir={workdir}', f'--output={tmp_path}'), 'is a folder'),
     ((f'--workdir={workdir}', '--output=/dev/null'), 'is no regular file'),
+    ((f'--workdir={workdir}', f'--output={workdir}/weights.npz'), 'own; name'),
     (
       (f'--workdir={workdir}', '--output=gs://bucket/x.jaxexport'),
       'gs:/bucket/x.jaxexport cannot be written to from here',

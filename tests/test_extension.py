@@ -1,6 +1,7 @@
 """Classes that are added to a finished run."""
 
 import io
+import re
 import shutil
 
 import numpy as np
@@ -304,6 +305,12 @@ def test_command(digits_copy, sevens, tmp_path, run_command):
   assert sum(',seven,' in row for row in rows) == named > 0
   done = run('add_class', '--name=seven', str(folder))
   assert done.returncode == 2 and 'cannot name a new class' in done.stderr
+  # No image is counted twice; and no name steers the terminal.
+  done = run('add_class', '--name=\x1b[31mx', str(folder))
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('\\x1b[31mx: added, from 70 images. Of these, ')
+  counts = re.findall(r'(\d+) are called', done.stdout)
+  assert sum(map(int, counts)) <= 70
   done = run('add_class', str(folder))
   assert done.returncode == 2 and '--name is needed' in done.stderr
   # A folder of anything else is left as it is.

@@ -11,7 +11,7 @@ from conftest import CONFIGS
 from PIL import Image
 from test_images import bad_files
 
-from crosr_jax import data, models, openset, pipeline, train, types
+from crosr_jax import data, models, openset, pipeline, saved, train, types
 from crosr_jax.data import batches, duplicates, folder, images, named, splits
 from crosr_jax.models import backbones, resnet
 
@@ -129,6 +129,8 @@ def test_patterns(photos, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / '*').symlink_to('nowhere')
   assert named.paths(['*']) == ['*']
+  with pytest.raises(types.UsageError, match="'' names no image"):
+    named.paths([''])
 
 
 @pytest.mark.parametrize('field', ['train_dir', 'test_dir', 'unknown_dirs'])
@@ -179,6 +181,66 @@ def test_files_are_read_once(photos, monkeypatch):
   assert len(seen) == 43
 
 
+def test_files_that_change_their_names_are_read_anew(photos, generator):
+  """Of one size and time, as archives leave them."""
+  paths = [photos / 'known' / name / 'x.bmp' for name in ('fig', 'pear')]
+  for path in paths:
+    pixels = generator.integers(0, 256, _SHAPE, np.uint8)
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(1, 1))
+  before, _ = _source(photos)
+  paths[0].rename(photos / 'x')
+  paths[1].rename(paths[0])
+  (photos / 'x').rename(paths[1])
+  after, _ = _source(photos)
+  assert after.image.paths == before.image.paths
+  a, b = (before.image.paths.index(str(path)) for path in paths)
+  np.testing.assert_array_equal(
+    after.image.digest[[a, b]], before.image.digest[[b, a]]
+  )
+
+
+def test_a_memory_of_a_version_that_looked_at_less(photos):
+  first, _ = _source(photos)
+  (path,) = (photos / 'data').rglob('*.npz')
+  with np.load(path) as old:
+    np.savez(path, **{**old, 'stamp': old['stamp'][:, :2]})
+  again, _ = _source(photos)
+  np.testing.assert_array_equal(again.image.digest, first.image.digest)
+
+
+@pytest.mark.parametrize('unknown', ['known', 'known/fig', '.'])
+def test_known_images_cannot_come_as_unknown(photos, unknown):
+  config = CONFIGS['folder'].copy_and_resolve_references()
+  config.data.train_dir = str(photos / 'known')
+  folder_ = str(photos / unknown)
+  config.evaluation.unknown_dirs = (str(photos / 'Odd ones'), folder_)
+  workdir = photos.parent / f'{photos.name}-run'
+  with pytest.raises(
+    types.UsageError, match=r'unknown_dirs: .* lies in data\.train_dir=.* known'
+  ):
+    pipeline.run(config, 'folder', workdir, photos / 'data')
+  # As a finished run tells of it.
+  workdir.mkdir()
+  pipeline.bind(config, workdir)
+  assert saved.image_folders(workdir) == {
+    'data.train_dir': str(photos / 'known'), 'data.test_dir': ''
+  }  # fmt: skip
+
+
+def test_a_folder_is_the_same_with_a_stroke_at_its_end(photos):
+  config = CONFIGS['folder'].copy_and_resolve_references()
+  config.data.train_dir = str(photos / 'known')
+  workdir = photos / 'run'
+  pipeline.bind(config, workdir)
+  (workdir / 'checkpoints' / '10').mkdir(parents=True)
+  config.data.train_dir += '/'
+  pipeline.bind(config, workdir)
+  config.data.test_dir = 'x'
+  with pytest.raises(types.UsageError, match=r"test_dir was '' and is now 'x'"):
+    pipeline.bind(config, workdir)
+
+
 def test_a_memory_that_cannot_be_kept(photos, caplog):
   (photos / 'data').write_text('a file')
   found, _ = _source(photos)
@@ -189,11 +251,15 @@ def test_a_memory_that_cannot_be_kept(photos, caplog):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    (lambda p: (p / 'few').mkdir(), ('10', 'few: 0')),
+    (
+      # What is left out of another class is not why.
+      lambda p: ((p / 'few').mkdir(), (p / 'fig' / 'x.png').write_bytes(b'x')),
+      ('10', 'few: 0;'),
+    ),
     (lambda p: (p / 'unknown').mkdir(), ("'unknown'", 'unknown_dirs')),
     (
       lambda p: [x.write_bytes(b'x') for x in list((p / 'fig').glob('*.png'))],
-      ('fig: 4', 'left out', 'no BMP'),
+      ('fig: 4', 'left out', 'fig/', 'no BMP'),
     ),
   ],
 )
@@ -246,7 +312,7 @@ def test_a_test_part_of_its_own(photos, generator):
   ]
   assert found.test.label.tolist() == [0, 1, 2]
   assert sum(len(found[i].label) for i in (1, 2, 3)) == sum(_COUNTS.values())
-  with pytest.raises(types.UsageError, match='has a published test part, set'):
+  with pytest.raises(types.UsageError, match='test_dir is the test part, set'):
     _load(photos, test_dir=str(photos / 'val'))
   (photos / 'val' / 'fig').rename(photos / 'val' / 'figs')
   with pytest.raises(types.UsageError, match='same classes: fig is in one of'):

@@ -1,5 +1,6 @@
 """Image files of every kind, and files that are none."""
 
+import hashlib
 import io
 import struct
 import zlib
@@ -87,6 +88,25 @@ def test_exif_orientation(tmp_path, photo, orientation):
     8: Image.Transpose.ROTATE_90,
   }  # fmt: skip
   upright = photo.transpose(turn[orientation]) if orientation > 1 else photo
+  found = images.read(path, (upright.height, upright.width, 3))
+  np.testing.assert_array_equal(found, np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+  'odd', [(0x128, 7, 1, b'\2\0\0\0'), (0x100, 11, 1, b'\0\0\x80B'), None]
+)
+def test_what_is_odd_in_exif_costs_no_pixels(tmp_path, photo, odd):
+  """Orientation 6 and a tag of a wrong type; or no EXIF at all."""
+  entries = [(0x112, 3, 1, struct.pack('<HH', 6, 0)), *([odd] if odd else [])]
+  exif = b'II*\0\x08\0\0\0' + struct.pack('<H', len(entries))
+  for tag, kind, count, value in sorted(entries):
+    exif += struct.pack('<HHI', tag, kind, count) + value
+  exif = b'Exif\0\0' + exif + bytes(4) if odd else b'garbage'
+  path = _saved(tmp_path, photo, 'x.png' if odd is None else 'x.jpg', exif=exif)
+  with Image.open(path) as picture:
+    upright = picture.convert('RGB')
+  if odd:
+    upright = upright.transpose(Image.Transpose.ROTATE_270)
   found = images.read(path, (upright.height, upright.width, 3))
   np.testing.assert_array_equal(found, np.asarray(upright))
 
@@ -200,9 +220,14 @@ def test_several_keep_their_order(some, tmp_path):
   assert list(faults) == [1, 13] and 'no such' in faults[13]
 
 
+def _digest(pixels):
+  found = [hashlib.sha256(x.tobytes()).digest() for x in pixels]
+  return np.frombuffer(b''.join(found), np.uint8).reshape(-1, 32)
+
+
 def test_files_as_an_array(some):
   paths, pixels = some
-  digest = np.arange(12 * 32, dtype=np.uint8).reshape(12, 32)
+  digest = _digest(pixels)
   files = images.ImageFiles(paths, _SHAPE, digest)
   assert files.shape == pixels.shape and len(files) == 12
   for key in (
@@ -230,16 +255,25 @@ def test_files_as_an_array(some):
 
 
 def test_a_file_that_is_gone(some, tmp_path):
-  paths, _ = some
-  files = images.ImageFiles(paths, _SHAPE, np.zeros((12, 32), np.uint8))
+  paths, pixels = some
+  files = images.ImageFiles(paths, _SHAPE, _digest(pixels))
   (tmp_path / '05.png').unlink()
   with pytest.raises(types.UserError, match=r'05\.png: there is no such file'):
     files[:]
 
 
+def test_a_file_that_shows_something_else(some):
+  paths, pixels = some
+  files = images.ImageFiles(paths, _SHAPE, _digest(pixels))
+  Image.fromarray(pixels[6]).save(paths[5])
+  with pytest.raises(types.UserError, match=r'05\.png: it is another image'):
+    files[3:8]
+  np.testing.assert_array_equal(files[6:], pixels[6:])
+
+
 def test_no_more_in_memory_than_fits(some, monkeypatch):
   paths, pixels = some
-  files = images.ImageFiles(paths, _SHAPE, np.zeros((12, 32), np.uint8))
+  files = images.ImageFiles(paths, _SHAPE, _digest(pixels))
   monkeypatch.setattr(images, '_MOST_BYTES', 3 * pixels[0].size + 1)
   np.testing.assert_array_equal(images.for_statistics(files), pixels[[0, 4, 8]])
 

@@ -338,6 +338,7 @@ def test_mistakes(workdir, predict, pictures, tmp_path):
     ((folder,), ('--workdir is needed',)),
     ((f'--workdir={workdir}', '~nobody-of-that-name/x.png'), ('home',)),
     ((f'--workdir={workdir}',), ('name images',)),
+    ((f'--workdir={workdir}', '-x.png'), ('x.png', 'comes after --')),
     ((f'--workdir={tmp_path}/no', folder), ('no folder',)),
     ((f'--workdir={workdir}', tmp_path / 'none'), ('holds no image',)),
     ((f'--workdir={workdir}', f'{tmp_path}/*.jpg'), ('fits no file',)),

@@ -6,7 +6,7 @@ entry of the net.
 
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,9 +118,9 @@ def load(
       rest, 'test_share', test_share, evaluation_seed
     )
   elif test_share:
+    told = 'data.test_dir is the' if test_dir else f'{name} has a published'
     raise types.UsageError(
-      f'data.test_share={test_share}: {name} has a published test part, set it '
-      'to 0'
+      f'data.test_share={test_share}: {told} test part, set it to 0'
     )
   else:
     test, unknown = splits_lib.by_class(source.test, unknown_classes)
@@ -168,6 +168,8 @@ def load(
     data_dir=data_dir,
   )
   class_names = splits_lib.known_names(source.train, unknown_classes)
+  # Folders of unknowns may share files.
+  skipped = list(dict.fromkeys(skipped))
   return Benchmark(
     class_names, train, select, calibrate, test, sets, tuple(skipped)
   )
@@ -330,6 +332,24 @@ def unknown_sets(
     data_dir=data_dir,
   )
   return sets, skipped
+
+
+def check_apart(field: str, folder: str, known: Mapping[str, str]) -> None:
+  """Raises a UsageError where a folder of unknowns shares images with others.
+
+  Args:
+    field: that names it, for errors.
+    folder: of unknown images.
+    known: by field, folders of known images; '' = none.
+  """
+  root = files.user_path(folder).resolve()
+  for name, other in known.items():
+    there = files.user_path(other).resolve()
+    if other and (root.is_relative_to(there) or there.is_relative_to(root)):
+      raise types.UsageError(
+        f'{field}: {folder} lies in {name}={other}, or that in it; known '
+        'images cannot come as unknown: name another folder'
+      )
 
 
 def _add_folders(

@@ -2,7 +2,7 @@
 
 N files. Each is read once before a run, so that damaged ones are told of and
 left out, and a digest of its pixels is kept; what was found is remembered in
-`data_dir`, by path, size and time of change.
+`data_dir`, by path, size and times of change.
 """
 
 import concurrent.futures
@@ -74,9 +74,15 @@ def source(
   count = np.bincount(label, minlength=len(names))
   if few := [k for k in range(len(names)) if count[k] < fewest]:
     told = ', '.join(f'{names[k]}: {count[k]}' for k in few)
+    within = [root / names[k] for k in few]
+    left_out = [
+      x
+      for x in skipped
+      if any(pathlib.Path(x.path).is_relative_to(y) for y in within)
+    ]
     raise types.UsageError(
       f'{field}={train_dir}: at least {fewest} images of a class are needed, '
-      f'there are fewer of {told}{_also(skipped)}; add some, or move the '
+      f'there are fewer of {told}{_also(left_out)}; add some, or move the '
       'folder away'
     )
   return sources.Source(found.image, label, tuple(names)), skipped
@@ -106,8 +112,8 @@ def class_names(train_dir: str, field: str, num_classes: int = 0) -> list[str]:
   if _RESERVED in names:
     raise types.UsageError(
       f'{field}={train_dir} has a class {_RESERVED!r}, which is what unknown '
-      'images are called; rename that folder, or name it in '
-      'evaluation.unknown_dirs'
+      'images are called; rename that folder, or move it elsewhere and name it '
+      'in evaluation.unknown_dirs'
     )
   return names
 
@@ -205,7 +211,7 @@ def _scan(
 ) -> tuple[_Found, list[Skipped]]:
   """Reads every file that was not read before, or could not be."""
   memory = _Memory(data_dir, name, shape)
-  stamp = np.array([_stamp(path) for path in paths], np.int64).reshape(-1, 2)
+  stamp = np.array([_stamp(path) for path in paths], np.int64).reshape(-1, 3)
   digest, known = memory.recall(paths, stamp)
   reasons: dict[int, str] = {}
   new = np.flatnonzero(~known).tolist()
@@ -246,13 +252,16 @@ def _read(
       yield from enumerate(found, start)
 
 
-def _stamp(path: str) -> tuple[int, int]:
-  """Size and time of change; (-1, -1) for a link that leads nowhere."""
+def _stamp(path: str) -> tuple[int, int, int]:
+  """Size, time of change, and that of a rename; -1 for a link to nowhere.
+
+  Copies keep the first two, and so do files that change their names.
+  """
   try:
     found = os.stat(path)
   except OSError:
-    return (-1, -1)
-  return (found.st_size, found.st_mtime_ns)
+    return (-1, -1, -1)
+  return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class _Memory:
@@ -279,6 +288,9 @@ class _Memory:
       with np.load(self._path, allow_pickle=False) as old:
         names = old['paths'].tobytes().split(b'\0')
         old_stamp, old_digest = old['stamp'], old['digest']
+        if old_stamp.shape[1:] != stamp.shape[1:]:
+          # Of a version that looked at less.
+          return digest, known
     except Exception:
       # Whatever is wrong with it, the files themselves are at hand.
       return digest, known

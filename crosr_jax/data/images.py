@@ -6,6 +6,7 @@ H x W pixels, C channels (1 grey, 3 colour).
 import concurrent.futures
 import contextlib
 import functools
+import hashlib
 import io
 import os
 import pathlib
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from crosr_jax import types
 
@@ -30,8 +31,20 @@ _MOST_BYTES = 1 << 27
 # Below it digits fill their square, as scikit-learn's do.
 _WITH_MARGIN = 20
 
-# It is told as an error, with the file's name.
+# It is told as an error, with the file's name; of oddities beside the pixels
+# nothing is.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
+# What makes an image upright, by what EXIF calls its orientation.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(types.UserError):
@@ -102,10 +115,22 @@ def _decoded(
       return centred(ink, (height, width), share)[..., None]
     # Of photographs, decodes no more than is needed.
     picture.draft(None, (_DRAFT * width, _DRAFT * height))
-    upright = ImageOps.exif_transpose(picture)
     return _fitted(
-      _plain(upright, 'L' if channels == 1 else 'RGB'), (width, height)
+      _plain(_upright(picture), 'L' if channels == 1 else 'RGB'),
+      (width, height),
     )
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+  """As EXIF says; where that is damaged, as it is."""
+  picture.load()
+  try:
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    turn = _TURNS.get(orientation)
+  except Exception:
+    # Readers of EXIF raise whatever they stumble over; the pixels are whole.
+    return picture
+  return picture if turn is None else picture.transpose(turn)
 
 
 @contextlib.contextmanager
@@ -294,16 +319,21 @@ class ImageFiles:
     """Reads: [H, W, C] for a number, [M, H, W, C] for anything else.
 
     Raises:
-      UserError: where a file cannot be read any more.
+      UserError: where a file cannot be read any more, or shows something else.
     """
     rows = np.arange(len(self.paths))[key]
     paths = [self.paths[i] for i in np.atleast_1d(rows)]
     image, faults = read_all(paths, self._of_one)
-    if faults:
-      i, reason = next(iter(faults.items()))
+    for i, digest in enumerate(self.digest[np.atleast_1d(rows)]):
+      if i in faults:
+        reason = f'{faults[i]}, and it was whole'
+      elif hashlib.sha256(image[i].tobytes()).digest() != digest.tobytes():
+        reason = 'it is another image than it was'
+      else:
+        continue
       raise types.UserError(
-        f'{paths[i]}: {reason}, and it was whole when the run began; bring it '
-        'back, or begin again in another --workdir'
+        f'{paths[i]}: {reason} when the run began; bring it back, or begin '
+        'again in another --workdir'
       )
     return image if np.ndim(rows) else image[0]
 

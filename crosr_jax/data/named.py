@@ -35,6 +35,11 @@ def paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _meant(argument: str) -> list[str]:
+  if not argument:
+    # Of a shell's variable that is not set, and not the folder that one is in.
+    raise types.UsageError(
+      "'' names no image, folder or pattern; the folder that you are in is '.'"
+    )
   path = files.user_path(argument)
   # Unlike pathlib's, these are False for what cannot even be looked at.
   if os.path.isdir(path):
