@@ -358,8 +358,8 @@ def replica_step(
 
   Args:
     state: equal on all replicas.
-    batch: this replica's share, and each row's index in the training data, [B]:
-      randomness follows (key, step, index), wherever a row lands.
+    batch: this replica's share, and each row's number, [B], see batches.rows:
+      randomness follows (key, step, number), wherever a row lands.
     nets: E, G, D.
     rule: the update rule of all three.
     key: of the run.
@@ -370,11 +370,11 @@ def replica_step(
   Returns:
     The next state and the metrics, means over all replicas.
   """
-  samples, index = batch
+  samples, number = batch
   real = samples.image.astype(jnp.float32) / 255.0
   fake = nets.decode(state.params, nets.encode(state.params, real))
   step_key = jax.random.fold_in(key, state.step)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(index)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(number)
 
   def update_critic(
     carry: tuple[Params, Any], turn: Array

@@ -1,7 +1,7 @@
 """How training samples reach a step. N samples, B batch.
 
 As batches, which cross from the host at every step; or, where all images fit
-into the memory of each device, as row numbers of what lies there from the
+into the memory of each device, as numbers of what lies there from the
 beginning. A step sees the same either way.
 """
 
@@ -96,11 +96,13 @@ def build(
 def _looking_up(
   step: sharding.ReplicaStep, shape: tuple[int, ...]
 ) -> sharding.ReplicaStep:
-  """The step, of rows [B] and all images [N, H * W * C] and labels [N]."""
+  """The step, of numbers [B], all images [N, H * W * C] and labels [N]."""
 
   def of_rows(
-    state: Any, index: Array, image: Array, label: Array
+    state: Any, number: Array, image: Array, label: Array
   ) -> tuple[Any, Any]:
+    index = number % len(label)
+
     def taken(x: Array) -> Array:
       return x.at[index].get(mode='promise_in_bounds')
 
@@ -109,7 +111,7 @@ def _looking_up(
       taken(label),
       jnp.ones(index.shape, bool),
     )
-    return step(state, (batch, index))
+    return step(state, (batch, number))
 
   return of_rows
 

@@ -151,8 +151,8 @@ def replica_step(
 
   Args:
     state: equal on all replicas.
-    batch: this replica's share, and each row's index in the training data, [B]:
-      dropout and augmentation follow (key, step, index), wherever a row lands.
+    batch: this replica's share, and each row's number, [B], see batches.rows:
+      dropout and augmentation follow (key, step, number), wherever a row lands.
     model: the net.
     rule: the update rule.
     rate: learning rate by step, for the log.
@@ -168,9 +168,9 @@ def replica_step(
   Returns:
     The next state and the metrics, means over all replicas.
   """
-  samples, index = batch
+  samples, number = batch
   step_key = jax.random.fold_in(key, state.step)
-  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(index)
+  keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(number)
   samples = samples._replace(image=augmentation(samples.image, keys))
   gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
   (_, (metrics, batch_stats)), gradient = gradient_fn(

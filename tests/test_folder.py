@@ -436,15 +436,18 @@ def test_balanced_epochs(photos):
   rows = np.concatenate([next(plain)[1] for _ in range(6)])
   np.testing.assert_array_equal(np.sort(rows), np.arange(42))
   balanced = batches.training(samples, 10, 0, 0, balanced=True)
-  rows = np.concatenate([next(balanced)[1] for _ in range(6)])
+  numbers = np.concatenate([next(balanced)[1] for _ in range(6)])
+  rows = numbers % 42
   np.testing.assert_array_equal(np.bincount(found.label[rows]), [20, 20, 20])
+  # What is shown again is told apart: it is turned, moved and dropped anew.
+  assert len(np.unique(numbers)) == 60 and numbers.max() < 2 * 42
   # Within a class, no sample is shown twice more than another.
   count = np.bincount(rows, minlength=42)
   for k in range(3):
     assert np.ptp(count[found.label == k]) <= 1
   # From any step on it is the same order.
   later = batches.training(samples, 10, 0, 4, balanced=True)
-  np.testing.assert_array_equal(next(later)[1], rows[40:50])
+  np.testing.assert_array_equal(next(later)[1], numbers[40:50])
 
 
 def test_a_file_that_goes_while_batches_are_read(photos):

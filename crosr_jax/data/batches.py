@@ -21,9 +21,12 @@ _AHEAD = 4
 def rows(
   label: np.ndarray, batch_size: int, seed: int, *, balanced: bool = False
 ) -> Callable[[int], np.ndarray]:
-  """Which samples a step sees: steps from 0 on -> indices [B] uint32.
+  """Which samples a step sees: steps from 0 on -> numbers [B] uint32.
 
-  Every epoch is a new permutation; its remainder is dropped.
+  Every epoch is a new permutation; its remainder is dropped. A sample's number
+  is its index; where an epoch has it several times, N more for each time
+  before: so numbers of an epoch differ, and what is left of one by N is the
+  index.
 
   Args:
     label: of the samples to train on, [N].
@@ -64,7 +67,7 @@ def training(
   balanced: bool = False,
   share: slice = slice(None),
 ) -> Iterator[tuple[types.Batch, np.ndarray]]:
-  """Endless batches from a step on, with each row's index in the data, [B].
+  """Endless batches from a step on, with each row's number, [B], see `rows`.
 
   Args:
     samples: to train on.
@@ -81,10 +84,11 @@ def training(
   mask = np.ones(batch_size, bool)[share]
 
   def batch(step: int) -> tuple[types.Batch, np.ndarray]:
-    index = of(step)[share]
+    number = of(step)[share]
+    index = number % len(samples.label)
     return (
       types.Batch(samples.image[index], samples.label[index], mask),
-      index,
+      number,
     )
 
   if images.is_lazy(samples.image):
@@ -93,12 +97,16 @@ def training(
 
 
 def _evened(label: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-  """Rows in which every class is as frequent as the largest one."""
+  """Numbers, see `rows`, of which every class has as many as the largest."""
   members = [np.flatnonzero(label == k) for k in np.unique(label)]
   largest = max(map(len, members))
+  times = np.arange(largest)
+  # As many as fit into uint32, and then from the beginning.
+  most = 2**32 // len(label)
   return np.concatenate(
     [
-      np.tile(generator.permutation(x), -(-largest // len(x)))[:largest]
+      np.resize(generator.permutation(x), largest)
+      + len(label) * (times // len(x) % most)
       for x in members
     ]
   )
