@@ -22,6 +22,8 @@ import orbax.checkpoint as ocp
 
 from crosr_jax import bucket, files, sharding, types
 
+_UNFINISHED = 'it was not finished'
+
 
 class Checkpoints:
   """The newest `keep` checkpoints of a workdir; a context manager.
@@ -188,11 +190,13 @@ class Checkpoints:
     except (OSError, RuntimeError, ValueError) as error:
       # Orbax hands a full disk on as either, among the storage's own words.
       text = str(error)
-      known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+      full = list(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
+      known = [*full, *map(os.strerror, (errno.EROFS, errno.EFBIG, errno.EIO))]
       reason = next((x for x in known if x in text), text.partition('\n')[0])
+      advice = 'make room there' if reason in full else 'mend that'
       raise types.UserError(
         f'the checkpoint of step {step} cannot be written in {self._steps}: '
-        f'{reason}; make room there and run the same command again'
+        f'{reason}; {advice} and run the same command again'
       ) from error
     for old in self._on_disk()[self._keep :]:
       if old != best:
@@ -236,8 +240,13 @@ class Checkpoints:
       if not (fault := self._fault(step)):
         break
       faults[step] = fault
-    # A run that was killed while it wrote its first checkpoint has no other.
-    is_first = len(steps) == 1 and not self._digest_file(steps[0]).exists()
+    # A run that was killed while it wrote its first checkpoint has no other;
+    # but one that made a model did not end there.
+    is_first = (
+      len(steps) == 1
+      and not self._digest_file(steps[0]).exists()
+      and not (self._steps.parent / 'model.json').exists()
+    )
     if steps and len(faults) == len(steps) and not is_first:
       raise types.UserError(
         f'no checkpoint in {self._steps} can be trusted: their files are not '
@@ -245,21 +254,28 @@ class Checkpoints:
         'folders to train from the start'
       )
     for step, fault in faults.items():
-      logging.warning(
-        'checkpoint %d cannot be trusted (%s): going back to the one before',
-        *(step, fault),
+      what = (
+        'training from the start'
+        if is_first
+        else 'going back to the one before'
       )
-      self._set_aside(step)
+      logging.warning(
+        'checkpoint %d cannot be trusted (%s): %s', *(step, fault, what)
+      )
+      if fault == _UNFINISHED and not is_first:
+        shutil.rmtree(self._steps / str(step))
+      else:
+        self._set_aside(step)
     return steps[len(faults)] if len(faults) < len(steps) else None
 
   def _fault(self, step: int) -> str:
     """Why a checkpoint is not as it was written; '' where it is."""
     digests = self._digest_file(step)
     if not digests.exists():
-      return 'it was not finished'
+      return _UNFINISHED
     try:
       written = dict(json.loads(digests.read_text()))
-    except (ValueError, TypeError):
+    except (RecursionError, TypeError, ValueError):
       return f'{digests.name} is damaged'
     found = _digests(self._steps / str(step))
     names = sorted(written.keys() | found.keys())

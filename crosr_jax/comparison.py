@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 import crosr_jax
-from crosr_jax import models, pipeline, saved, signals, train, types
+from crosr_jax import files, models, pipeline, saved, signals, train, types
 from crosr_jax.report import architecture, comparison, published, rows
 
 # What makes a system out of a config.
@@ -157,32 +157,36 @@ def _run(
 def finished(run: Run, *, but: Sequence[str] = ()) -> dict | None:
   """The report of a run that need not run again; None = it has to.
 
-  It needs not where report.json holds this very config, field by field, and
-  this version of the package, its page is there, and the last checkpoint of
-  training has its digests, which training writes last of all.
+  It needs not where report.json is as it was written and holds this very
+  config, field by field, and this version of the package, its page is there, so
+  is the model, and the last checkpoint of training has its digests, which
+  training writes last of all.
 
   Args:
     run: from `plan`.
     but: sections of the config that may differ.
   """
   try:
-    report = json.loads((run.workdir / 'report.json').read_text())
+    report = dict(json.loads((run.workdir / 'report.json').read_text()))
+    is_whole = report.pop('sha256', '') == files.digest(report)
+    saved.load_info(run.workdir)
     config = json.loads(json.dumps(run.config.to_dict()))
     sections = (report['config'].keys() | config.keys()) - set(but)
     is_same = (
-      all(report['config'].get(k) == config.get(k) for k in sections)
+      is_whole
+      and all(report['config'].get(k) == config.get(k) for k in sections)
       and report['versions']['crosr_jax'] == crosr_jax.__version__
     )
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+  except (OSError, ValueError, LookupError, TypeError, AttributeError):
     # There is none, or one that no run of this package left whole.
     return None
   last = f'{run.config.train.num_steps}.json'
-  is_whole = all(
+  is_trained = all(
     (folder / 'digests' / last).exists()
     for folder in train.folders(run.workdir, run.config.model.get('members', 1))
   )
   is_shown = (run.workdir / 'report.html').exists()
-  return report if is_same and is_whole and is_shown else None
+  return report if is_same and is_trained and is_shown else None
 
 
 def execute(runs: Sequence[Run], data_dir: pathlib.Path) -> list[str]:

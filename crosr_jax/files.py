@@ -4,14 +4,16 @@ import contextlib
 import fcntl
 import functools
 import glob
+import hashlib
+import json
 import logging
 import os
 import pathlib
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 from crosr_jax import types
 
@@ -155,6 +157,11 @@ def warn_of_no_locks(folder: str | os.PathLike, error: OSError) -> None:
 def this_process() -> str:
   """As others are told of it."""
   return f'process {os.getpid()} on {socket.gethostname()}'
+
+
+def digest(value: Mapping[str, Any]) -> str:
+  """SHA-256 of what JSON holds."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def check_kept(folder: pathlib.Path, name: str = '') -> None:

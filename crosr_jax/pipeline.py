@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import platform
+import re
 import traceback
 import typing
 from collections.abc import Callable, Iterator
@@ -124,7 +125,7 @@ def run(
         seed=config.seed, data_dir=data_dir, **config.data, **config.evaluation
       )
     if sharding.is_writer():
-      _bind_files(benchmark, workdir)
+      bind_files(benchmark, workdir)
     mean, deviation = models.pixel_statistics(
       images.for_statistics(benchmark.train.image)
     )
@@ -295,8 +296,10 @@ def _opened(
         workdir / 'run.log', encoding='utf-8', errors='backslashreplace'
       )
     except OSError as error:
+      is_dangling = workdir.is_symlink() and not workdir.exists()
+      reason = 'it is a link to nothing' if is_dangling else error.strerror
       raise types.UsageError(
-        f'--workdir={workdir} cannot be written: {error.strerror}; take another'
+        f'--workdir={workdir} cannot be written: {reason}; take another'
       ) from None
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
     logging.getLogger().addHandler(handler)
@@ -467,11 +470,13 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   bound = _bound(config)
   # Only what was trained binds: a typo that stopped the run must not.
   if not path.exists() or not _is_trained(workdir):
+    if _is_trained(workdir):
+      _check_lost(config, workdir)
     files.write_text(path, json.dumps(bound, indent=2))
     return
   try:
     before = dict(json.loads(path.read_text()))
-  except (TypeError, ValueError):
+  except (RecursionError, TypeError, ValueError):
     raise types.UserError(
       f'{path} is damaged; delete it if this run was made with this very '
       'config, else take another --workdir'
@@ -498,6 +503,24 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     )
 
 
+def _check_lost(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+  """Of a workdir that was trained and has lost its config.json."""
+  try:
+    trained_with = saved.load_info(workdir)['config_sha256']
+  except types.UserError:
+    logging.warning(
+      '%s holds a training and no config.json: it is taken for one of this '
+      'very config',
+      workdir,
+    )
+    return
+  if trained_with != _digest(config):
+    raise types.UsageError(
+      f'--workdir={workdir} has lost its config.json, and its model is of '
+      'another config; take another --workdir, or the old values'
+    )
+
+
 def _told_value(fields: dict[str, Any], name: str) -> str:
   return repr(fields[name]) if name in fields else 'not there'
 
@@ -509,7 +532,7 @@ def _is_trained(workdir: pathlib.Path) -> bool:
   return any(any(workdir.glob(f'{x}checkpoints/[0-9]*')) for x in folders)
 
 
-def _bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
+def bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
   """Raises where a run of images in files was trained on others.
 
   Data sets of `prepare` are held against checksums whenever they are read.
@@ -520,8 +543,21 @@ def _bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
   found = hashlib.sha256(image.digest.tobytes() + label.tobytes()).hexdigest()
   path = workdir / 'images.sha256'
   if not path.exists() or not _is_trained(workdir):
+    if _is_trained(workdir):
+      logging.warning(
+        '%s has lost its images.sha256: it is taken for a training on the '
+        'images that are there now',
+        workdir,
+      )
     files.write_text(path, found)
-  elif path.read_text() != found:
+    return
+  before = path.read_bytes()
+  if not re.fullmatch(b'[0-9a-f]{64}', before):
+    raise types.UserError(
+      f'{path} is damaged; delete it if the images are those that this run was '
+      'trained on, else take another --workdir'
+    )
+  if before.decode() != found:
     raise types.UsageError(
       f'--workdir={workdir} was trained on other images than the data set has '
       'now: files were added, changed or removed; take another --workdir, or '
@@ -670,7 +706,6 @@ def _model_info(
   scored: judge.Scored,
 ) -> dict:
   """model.json: all but the Weibulls that a decision on an image needs."""
-  bound = json.dumps(_bound(config), sort_keys=True)
   return {
     'class_names': list(benchmark.class_names),
     'image_shape': list(benchmark.train.image.shape[1:]),
@@ -695,7 +730,7 @@ def _model_info(
     },
     'evaluation_seed': config.data.evaluation_seed,
     'source_step': trained.evaluated_step,
-    'config_sha256': hashlib.sha256(bound.encode()).hexdigest(),
+    'config_sha256': _digest(config),
     'versions': _versions(),
   }
 
@@ -746,6 +781,11 @@ def _material(
     generated=shown,
     tail=scored.tail,
   )
+
+
+def _digest(config: config_dict.ConfigDict) -> str:
+  """SHA-256 of what binds a workdir."""
+  return files.digest(_bound(config))
 
 
 def _bound(config: config_dict.ConfigDict) -> dict:

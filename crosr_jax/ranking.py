@@ -106,11 +106,33 @@ def run(
     drawn = splits.distinct(len(known), len(known) - hold_out, folds, seed=0)
   except types.UserError as error:
     raise types.UsageError(f'--folds={folds}: {error}') from None
+  workdir.mkdir(parents=True, exist_ok=True)
+  with files.held(workdir):
+    result = _run(config, workdir, data_dir, num_classes, known, drawn)
+    files.write_text(workdir / 'ranking.json', json.dumps(result, indent=2))
+    files.write_text(workdir / 'ranking.md', table(result))
+  return result
+
+
+def _run(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  data_dir: pathlib.Path,
+  num_classes: int,
+  known: Sequence[int],
+  drawn: Sequence[Sequence[int]],
+) -> dict:
+  """What ranking.json holds.
+
+  `drawn` is of each fold the positions in `known` of what is trained on.
+  """
   found: list[dict[str, Any]] = []
   for i, positions in enumerate(drawn):
     kept = [known[k] for k in positions]
     held = [k for k in known if k not in kept]
-    logging.info('fold %d of %d: classes %s kept back', i + 1, folds, held)
+    logging.info(
+      'fold %d of %d: classes %s kept back', *(i + 1, len(drawn), held)
+    )
     changed, for_near = (
       _only(config, splits.others(some, num_classes)) for some in (kept, held)
     )
@@ -119,6 +141,7 @@ def run(
     folder = workdir / f'fold{i}'
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.bind(changed, folder)
+    pipeline.bind_files(benchmark, folder)
     parts, accuracy = _parts(changed, benchmark, near, folder)
     found.append(
       {
@@ -138,10 +161,7 @@ def run(
   mean = {
     key: _mean([fold[key] for fold in found]) for key in ('auroc', 'macro_f1')
   }
-  result = {'config': config.to_dict(), 'folds': found, 'mean': mean}
-  files.write_text(workdir / 'ranking.json', json.dumps(result, indent=2))
-  files.write_text(workdir / 'ranking.md', table(result))
-  return result
+  return {'config': config.to_dict(), 'folds': found, 'mean': mean}
 
 
 def table(result: dict) -> str:

@@ -71,7 +71,7 @@ def save(
     )
     added.replace(old)
   info = {**saved.info, 'format': FORMAT, **digests}
-  info['sha256'] = _digest(info)
+  info['sha256'] = files.digest(info)
   files.write_text(
     workdir / 'model.json', json.dumps(info, indent=2, allow_nan=False)
   )
@@ -139,21 +139,16 @@ def load_info(workdir: pathlib.Path) -> dict[str, Any]:
       f'{bucket.named(path)} is missing: no finished run; run the main job in '
       'this workdir'
     ) from None
-  except (TypeError, ValueError):
+  except (RecursionError, TypeError, ValueError):
     raise types.UserError(f'{path} is damaged; {_AGAIN}') from None
   if info.get('format') != FORMAT:
     raise types.UserError(
       f'{path} is of format {info.get("format")}, this version of crosr_jax '
       f'reads {FORMAT}; {_AGAIN}'
     )
-  if info.pop('sha256', None) != _digest(info):
+  if info.pop('sha256', None) != files.digest(info):
     raise types.UserError(f'{path} is damaged; {_AGAIN}')
   return info
-
-
-def _digest(info: Mapping[str, Any]) -> str:
-  """SHA-256 of what JSON holds."""
-  return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def save_added(

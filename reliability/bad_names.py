@@ -254,11 +254,13 @@ class Trial:
     changed['config']['data']['train_dir'] = other
     target = self._folder / 'report'
     report.write(target, changed, None)
+    written = json.loads((target / 'report.json').read_text())
+    del written['sha256']
     page = (target / 'report.html').read_text()
     lines = (target / 'report.md').read_text().split('\n')
     return {
       'given': changed,
-      'json': json.loads((target / 'report.json').read_text()),
+      'json': written,
       'page': Page(page),
       'rows': [_cells(line) for line in lines if line.startswith('|')],
       'text': '\n'.join(lines),

@@ -131,6 +131,8 @@ def result(workdir: pathlib.Path) -> dict[str, Any]:
   report = json.loads((workdir / 'report.json').read_text())
   for name in ('seconds', 'images_per_second'):
     del report['train'][name]
+  # Of the times too.
+  del report['sha256']
   log = workdir / 'checkpoints' / str(LAST_STEP) / 'log' / 'metadata'
   found['history'] = json.loads(log.read_text())['history']
   return found | {'report': report}

@@ -1,7 +1,9 @@
 """Checkpoints that come back whole or not at all."""
 
+import errno
 import itertools
 import logging
+import os
 import shutil
 import threading
 from typing import Any, NamedTuple
@@ -163,8 +165,10 @@ def test_unfinished_ones_do_not_count(tmp_path, caplog, keep, monkeypatch):
   )
   with caplog.at_level(logging.WARNING):
     assert _restore(tmp_path)[0].step == 1
-  told = 'checkpoint 2 cannot be trusted (it was not finished)'
+  told = 'checkpoint 2 cannot be trusted (it was not finished): going back'
   assert any(m.startswith(told) for m in caplog.messages)
+  # Nothing of it lies about.
+  assert not (tmp_path / 'damaged').exists()
   _save(tmp_path, 2)
   assert _restore(tmp_path)[0].step == 2
 
@@ -183,6 +187,36 @@ def test_killed_while_the_first_is_written(tmp_path):
   assert (tmp_path / 'damaged' / '1').is_dir()
   _save(tmp_path, 1)
   assert _restore(tmp_path)[0].step == 1
+
+
+def test_digests_that_a_finished_run_lost(tmp_path):
+  _save(tmp_path, 1)
+  (tmp_path / 'digests' / '1.json').unlink()
+  (tmp_path / 'model.json').write_text('{}')
+  with pytest.raises(ValueError, match=r'no checkpoint .* bring one back'):
+    _restore(tmp_path)
+  assert _files(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+  ('number', 'words'),
+  [
+    (errno.ENOSPC, 'space left on device; make room'),
+    (errno.EFBIG, 'too large; mend'),
+  ],
+)
+def test_what_cannot_be_written_is_told_in_few_words(
+  tmp_path, monkeypatch, number, words
+):
+  def full(*_):
+    raise ValueError(
+      f'OUT_OF_RANGE: among much else: {os.strerror(number)} [x]'
+    )
+
+  monkeypatch.setattr(checkpoint.Checkpoints, '_write', full)
+  with pytest.raises(types.UserError, match=f'{words} .*again$') as caught:
+    _save(tmp_path, 1)
+  assert 'OUT_OF_RANGE' not in str(caught.value)
 
 
 def test_what_killed_writers_leave_is_swept(tmp_path):

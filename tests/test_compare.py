@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from PIL import Image
 
 from configs import cifar10_split, cifar_plus
-from crosr_jax import cli, comparison, signals, types
+from crosr_jax import cli, comparison, files, signals, types
 from crosr_jax.report import (
   architecture,
   dots,
@@ -585,7 +585,7 @@ def test_compare_goes_on_and_reports(compare, tmp_path):
   assert _changed(root) == before
 
 
-def test_what_counts_as_finished(tmp_path):
+def test_what_counts_as_finished(tmp_path, monkeypatch):
   (run,) = comparison.plan(
     CONFIGS['digits'], 'digits', tmp_path, systems=['dhrnet']
   )
@@ -597,9 +597,12 @@ def test_what_counts_as_finished(tmp_path):
   path = run.workdir / 'report.json'
 
   def found(changes=()):
-    path.write_text(json.dumps({**report, **dict(changes)}))
+    wanted = {**report, **dict(changes)}
+    checked = {**wanted, 'sha256': files.digest(wanted)}
+    path.write_text(json.dumps(checked))
     return comparison.finished(run)
 
+  monkeypatch.setattr(comparison.saved, 'load_info', lambda _: {})
   assert comparison.finished(run) is None
   assert found() is None
   (run.workdir / 'digests' / '600.json').write_text('{}')
@@ -615,6 +618,16 @@ def test_what_counts_as_finished(tmp_path):
   assert comparison.finished(run, but=['report'])['config'] == other
   path.write_text('{')
   assert comparison.finished(run) is None
+  # A figure that changed on the disk; and one of before there was a digest.
+  assert found()
+  text = path.read_text()
+  path.write_text(text.replace('600', '601', 1))
+  assert path.read_text() != text and comparison.finished(run) is None
+  path.write_text(json.dumps(report))
+  assert comparison.finished(run) is None
+  monkeypatch.undo()
+  assert found() is None  # There is no model.
+  monkeypatch.setattr(comparison.saved, 'load_info', lambda _: {})
   # Of several nets each has its own checkpoints.
   run.config.model.members = 2
   report['config']['model']['members'] = 2

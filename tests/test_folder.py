@@ -460,18 +460,26 @@ def test_a_file_that_goes_while_batches_are_read(photos):
       next(stream)
 
 
-def test_a_run_belongs_to_its_images(photos, tmp_path):
+def test_a_run_belongs_to_its_images(photos, tmp_path, caplog):
   found = _load(photos)
   workdir = tmp_path / 'run'
-  pipeline._bind_files(found, workdir)
+  pipeline.bind_files(found, workdir)
   (workdir / 'checkpoints' / '10').mkdir(parents=True)
-  pipeline._bind_files(found, workdir)
+  pipeline.bind_files(found, workdir)
   pathlib.Path(found.train.image.paths[0]).unlink()
   with pytest.raises(types.UsageError, match='trained on other images'):
-    pipeline._bind_files(_load(photos), workdir)
+    pipeline.bind_files(_load(photos), workdir)
+  (workdir / 'images.sha256').write_bytes(b'\xff\xfe\0')
+  with pytest.raises(
+    types.UserError, match=r'images\.sha256 is damaged; delete'
+  ):
+    pipeline.bind_files(_load(photos), workdir)
+  (workdir / 'images.sha256').unlink()
+  pipeline.bind_files(_load(photos), workdir)
+  assert 'has lost its images.sha256' in caplog.text
   # Before anything was trained, nothing is bound.
   (workdir / 'checkpoints' / '10').rmdir()
-  pipeline._bind_files(_load(photos), workdir)
+  pipeline.bind_files(_load(photos), workdir)
 
 
 def test_imagenet1k_small(photos, tmp_path, generator, monkeypatch):

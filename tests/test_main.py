@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
 def _figures(workdir):
   """All of a report but its times."""
   report = json.loads((workdir / 'report.json').read_text())
-  del report['train']
+  del report['train'], report['sha256']
   return report
 
 
@@ -101,6 +101,19 @@ def test_bound_fields_are_named(run, finished):
   _fails(process, 2, 'seed was 0 and is now 3')
 
 
+def test_a_workdir_that_lost_its_config(run, finished, tmp_path):
+  workdir = tmp_path / 'w'
+  shutil.copytree(finished, workdir)
+  (workdir / 'config.json').unlink()
+  arguments = (*SMALL, f'--workdir={workdir}')
+  process = run(*arguments, '--config.train.learning_rate=0.5')
+  _fails(process, 2, 'has lost its config.json', 'another config')
+  assert not (workdir / 'config.json').exists()
+  process = run(*arguments, '--config.scorer.reject_known=0.05')
+  assert process.returncode == 0, process.stderr
+  assert 'first step' not in process.stderr
+
+
 def test_a_workdir_from_before_a_field(run, finished):
   path = finished / 'config.json'
   before = path.read_text()
@@ -110,7 +123,7 @@ def test_a_workdir_from_before_a_field(run, finished):
   path.write_text(json.dumps(config))
   # It had the default, and nothing else.
   process = run(*SMALL, f'--workdir={finished}', '--config.train.keep=best')
-  _fails(process, 2, 'train.keep was last and is now best')
+  _fails(process, 2, "train.keep was 'last' and is now 'best'")
   process = run(*SMALL, f'--workdir={finished}', '--config.seed=3')
   _fails(process, 2, ': seed was 0 and is now 3; take')
   path.write_text(before)

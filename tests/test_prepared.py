@@ -77,7 +77,9 @@ def omniglot(tmp_path, monkeypatch, generator):
         archive.writestr(f'images_{part}/{name}', file.getvalue())
     parts[part] = _part(images, start + np.arange(count) // 2)
     start += count // 2
-  spec = catalog.DATA_SETS['omniglot']._replace(parts=parts, space=1)
+  spec = catalog.DATA_SETS['omniglot']._replace(
+    parts=parts, space=1, names_sha256=''
+  )
   monkeypatch.setitem(catalog.DATA_SETS, 'omniglot', spec)
   return folder
 
@@ -305,6 +307,21 @@ def test_damage_is_found_and_mended(tmp_path, mnist, keep):
   _prepare(tmp_path)
   found, _ = prepared.read('mnist', 'train', tmp_path / 'data')
   np.testing.assert_array_equal(found.image, mnist[1]['train'])
+
+
+@pytest.mark.parametrize(
+  'change', ['0\n1\n2\n', '', '0\n1\n2\n3\n4\n5\n6\n7\n8\n8\n']
+)
+def test_damaged_class_names(tmp_path, mnist, change):
+  path = _prepare(tmp_path) / 'label.labels.txt'
+  before = path.read_text()
+  path.write_text(change)
+  with pytest.raises(
+    types.UserError, match=r'names of classes are not .* prepare it again'
+  ):
+    prepared.read('mnist', 'train', tmp_path / 'data')
+  _prepare(tmp_path)
+  assert path.read_text() == before
 
 
 def test_a_missing_record_file_is_damage(tmp_path, mnist):

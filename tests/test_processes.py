@@ -194,7 +194,13 @@ def _numbers(value, where=''):
     return {where: value}
   found = {}
   for k, v in value.items():
-    if k not in ('.seconds', '.images_per_second', '.device', '.parallel'):
+    if k not in (
+      '.seconds',
+      '.images_per_second',
+      '.device',
+      '.parallel',
+      '.sha256',
+    ):
       found |= _numbers(v, where + k)
   return found
 

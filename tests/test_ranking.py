@@ -8,7 +8,7 @@ import pytest
 from conftest import CONFIGS
 from scipy import ndimage
 
-from crosr_jax import data, ranking, types, weibull
+from crosr_jax import data, files, ranking, types, weibull
 from crosr_jax.data import standins
 
 
@@ -208,6 +208,15 @@ def test_configs_that_cannot_be_ranked(small, tmp_path, change, told):
   config.update_from_flattened_dict(change)
   with pytest.raises(types.UsageError, match=told):
     ranking.run(config, tmp_path, tmp_path, hold_out=3, folds=1)
+
+
+def test_one_job_at_a_time(small, tmp_path):
+  with (
+    files.held(tmp_path),
+    pytest.raises(types.UserError, match='is in use by process'),
+  ):
+    ranking.run(small, tmp_path, tmp_path, hold_out=3, folds=1)
+  assert not list(tmp_path.glob('fold*'))
 
 
 def test_images_that_no_stand_in_can_be_made_of(generator):

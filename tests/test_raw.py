@@ -9,6 +9,7 @@ import os
 import re
 import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 
@@ -43,7 +44,7 @@ def _set_spec(monkeypatch, name, parts):
   """The data set in small; no SHA-256 of a file is known."""
   spec = catalog.DATA_SETS[name]
   files = {n: f._replace(sha256='') for n, f in spec.files.items()}
-  spec = spec._replace(parts=parts, files=files, space=1)
+  spec = spec._replace(parts=parts, files=files, space=1, names_sha256='')
   monkeypatch.setitem(catalog.DATA_SETS, name, spec)
 
 
@@ -563,6 +564,20 @@ def test_a_zip_of_another_packing(tmp_path):
     archive.writestr('x', b'a')
   with pytest.raises(types.UserError, match='truncated or damaged'):
     _read_x(path, 1)
+
+
+def test_a_tar_whose_header_takes_long(tmp_path):
+  """Of digits alone, which Python once read in time that is quadratic."""
+  header = tarfile.TarInfo('pax')
+  header.type, header.size = tarfile.XHDTYPE, 200_000
+  path = tmp_path / 'x.tar.gz'
+  path.write_bytes(
+    gzip.compress(header.tobuf() + b'1' * header.size + bytes(2048))
+  )
+  begin = time.monotonic()
+  with pytest.raises(types.UserError, match='truncated or damaged'):
+    _read_x(path, 1)
+  assert time.monotonic() - begin < 2
 
 
 def test_a_tar_that_swells(tmp_path, folder, cifar10, monkeypatch):

@@ -21,6 +21,7 @@ from crosr_jax import types
 
 # Twice what the largest tar that is read here holds, packed or not.
 _LARGEST_TAR = 400_000_000
+_LARGEST_HEADER = 8192
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # Whatever damage makes of lengths and offsets, and packings or passwords that
 # no publisher uses.
@@ -148,7 +149,7 @@ def _in_tar(path: pathlib.Path) -> Iterator[_Member]:
     gzip.open(path) if is_gzip else path.open('rb') as opened,
     # As a stream: what is skipped is never held, and nothing is sought.
     tarfile.open(  # type: ignore[call-overload]
-      fileobj=_Limited(opened, _LARGEST_TAR), mode='r|'
+      fileobj=_Limited(opened, _LARGEST_TAR), mode='r|', tarinfo=_Header
     ) as archive,
   ):
     for info in archive:
@@ -158,6 +159,18 @@ def _in_tar(path: pathlib.Path) -> Iterator[_Member]:
         )
       # Else every header stays, of what may be a million files.
       archive.members = []
+
+
+class _Header(tarfile.TarInfo):
+  """A header that says no more than names and times.
+
+  Long ones take older versions of Python minutes (CVE-2024-6232).
+  """
+
+  def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    if self.size > _LARGEST_HEADER:
+      raise tarfile.ReadError(f'a header of {self.size:,} bytes')
+    return super()._proc_pax(archive)  # type: ignore[misc]
 
 
 def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:

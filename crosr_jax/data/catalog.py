@@ -45,6 +45,9 @@ class DataSet(NamedTuple):
   homepage: str
   licence: str
   citation: str
+  # Of the names of its classes, one a line. '' = not known: then they must
+  # differ, and there must be one for each label.
+  names_sha256: str = ''
 
 
 _MNIST = 'https://storage.googleapis.com/cvdf-datasets/mnist/'
@@ -109,6 +112,7 @@ DATA_SETS = {
     citation='LeCun, Bottou, Bengio and Haffner: Gradient-based learning '
     'applied to document recognition. Proceedings of the IEEE 86(11), '
     '2278-2324, 1998',
+    names_sha256='29dd21f55e4611d4c787c2148e39b4e341d4c10701dd03eed360aa55035bdb34',
   ),
   'omniglot': DataSet(
     files={
@@ -144,6 +148,7 @@ DATA_SETS = {
     citation='Lake, Salakhutdinov and Tenenbaum: Human-level concept learning '
     'through probabilistic program induction. Science 350(6266), 1332-1338, '
     '2015',
+    names_sha256='2f1d1d148e5ac8e1a22d32f3f46002a286de7921f9c8242a9f17c86694eef248',
   ),
   'cifar10': DataSet(
     files={
@@ -182,6 +187,7 @@ DATA_SETS = {
     homepage='https://www.cs.toronto.edu/~kriz/cifar.html',
     licence=_CIFAR_LICENCE,
     citation=_CIFAR_CITATION,
+    names_sha256='bb3914949cecedee6d1257f7f5fdb8f43fa3b2c8095fd1763161caf1b873fe59',
   ),
   'cifar100': DataSet(
     files={
@@ -218,6 +224,7 @@ DATA_SETS = {
     homepage='https://www.cs.toronto.edu/~kriz/cifar.html',
     licence=_CIFAR_LICENCE,
     citation=_CIFAR_CITATION,
+    names_sha256='fbe8ad23bbaf24969898a386833b49c3aaf6ad1119d43f7b41cdea1b3416d578',
   ),
   'odin': DataSet(
     # Their publisher tells neither size nor SHA-256.
@@ -315,6 +322,7 @@ DATA_SETS = {
     citation='Netzer, Wang, Coates, Bissacco, Wu and Ng: Reading Digits in '
     'Natural Images with Unsupervised Feature Learning. NIPS Workshop on Deep '
     'Learning and Unsupervised Feature Learning, 2011',
+    names_sha256='29dd21f55e4611d4c787c2148e39b4e341d4c10701dd03eed360aa55035bdb34',
   ),
   'tinyimagenet': DataSet(
     files={

@@ -167,6 +167,7 @@ def _read_part(
       f'{folder} is damaged: {part} cannot be read ({reason})'
     ) from error
   raw.check(expected, image, label, folder, folder, advice='')
+  raw.check_names(spec, class_names, label, folder)
   return raw.Raw(image, label), class_names
 
 

@@ -75,6 +75,29 @@ def check(
       )
 
 
+def check_names(
+  spec: catalog.DataSet,
+  class_names: Sequence[str],
+  label: np.ndarray,
+  folder: object,
+) -> None:
+  """Raises a UserError for class names that are not those of the data set.
+
+  Args:
+    spec: of the data set.
+    class_names: K.
+    label: of the samples, [N].
+    folder: where the names lie, for the error.
+  """
+  found = hashlib.sha256('\n'.join(class_names).encode()).hexdigest()
+  is_of_labels = len(set(class_names)) == len(class_names) > label.max()
+  if not is_of_labels or found != (spec.names_sha256 or found):
+    raise types.UserError(
+      f'{folder} is damaged: {len(class_names)} names of classes are not those '
+      'of the data set'
+    )
+
+
 def _check_counts(
   counts: Sequence[int], label: np.ndarray, name: object, advice: str
 ) -> None:

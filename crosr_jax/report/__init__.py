@@ -47,7 +47,11 @@ def write(
 
   workdir = pathlib.Path(workdir)
   report = plain(report)
-  text = json.dumps(report, indent=2, allow_nan=False)
+  # Last of all comes a page of these very figures: one that is there says that
+  # the report is whole.
+  (workdir / 'report.html').unlink(missing_ok=True)
+  checked = {**report, 'sha256': files.digest(report)}
+  text = json.dumps(checked, indent=2, allow_nan=False)
   files.write_text(workdir / 'report.json', text + '\n')
   drawn = []
   if material is not None:
