@@ -260,8 +260,10 @@ def run(
   except types.UserError as error:
     _end(str(error), error.exit_code)
   except flags.Error as error:
-    hint = "; a file's name that begins with - comes after --"
-    _end(f'{error}{hint * takes_arguments}', types.UsageError.exit_code)
+    hint = ''
+    if takes_arguments and isinstance(error, flags.UnrecognizedFlagError):
+      hint = "; a file's name that begins with - comes after --"
+    _end(f'{error}{hint}', types.UsageError.exit_code)
   except BrokenPipeError:
     # `| head`: whoever read has left, and the rest is not wanted.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -517,7 +517,8 @@ def _check_lost(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   if trained_with != _digest(config):
     raise types.UsageError(
       f'--workdir={workdir} has lost its config.json, and its model is of '
-      'another config; take another --workdir, or the old values'
+      'another config; bring that back, or take the old values or another '
+      '--workdir'
     )
 
 

@@ -3,10 +3,15 @@
 import importlib
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 
+# A shell has what it starts in the background not hear Ctrl-C, and so it would
+# be with the commands that are sent it here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A compiler that optimises little takes a quarter of the time and changes
