@@ -7,6 +7,7 @@ Layout of a workdir:
 """
 
 import concurrent.futures
+import contextlib
 import errno
 import hashlib
 import json
@@ -22,8 +23,6 @@ import orbax.checkpoint as ocp
 
 from crosr_jax import bucket, files, sharding, types
 
-_UNFINISHED = 'it was not finished'
-
 
 class Checkpoints:
   """The newest `keep` checkpoints of a workdir; a context manager.
@@ -34,11 +33,21 @@ class Checkpoints:
   have what it finds.
   """
 
-  def __init__(self, workdir: pathlib.Path, keep: int):
+  def __init__(
+    self, workdir: pathlib.Path, keep: int, first: int | None = None
+  ):
+    """Opens those of a workdir.
+
+    Args:
+      workdir: of the run, or of a member of it.
+      keep: how many are kept.
+      first: the step at which a training saves for the first time, if nothing
+        asks for it earlier; None = not known.
+    """
     self._steps = workdir / 'checkpoints'
     self._digests = workdir / 'digests'
     self._damaged = workdir / 'damaged'
-    self._keep = keep
+    self._keep, self._first = keep, first
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
     self._written: concurrent.futures.Future[None] | None = None
     self._newest: int | None = None
@@ -222,6 +231,10 @@ class Checkpoints:
       self._digest_file(step),
       json.dumps(_digests(self._steps / str(step)), indent=1),
     )
+    # What was set aside of this step is made up for.
+    shutil.rmtree(self._damaged / str(step), ignore_errors=True)
+    with contextlib.suppress(OSError):
+      self._damaged.rmdir()
 
   def _on_disk(self) -> list[int]:
     """Steps that have a folder, newest first."""
@@ -240,12 +253,11 @@ class Checkpoints:
       if not (fault := self._fault(step)):
         break
       faults[step] = fault
-    # A run that was killed while it wrote its first checkpoint has no other;
-    # but one that made a model did not end there.
+    # A run that was killed while it wrote its first checkpoint has no other.
     is_first = (
       len(steps) == 1
+      and (self._first is None or steps[0] <= self._first)
       and not self._digest_file(steps[0]).exists()
-      and not (self._steps.parent / 'model.json').exists()
     )
     if steps and len(faults) == len(steps) and not is_first:
       raise types.UserError(
@@ -262,17 +274,14 @@ class Checkpoints:
       logging.warning(
         'checkpoint %d cannot be trusted (%s): %s', *(step, fault, what)
       )
-      if fault == _UNFINISHED and not is_first:
-        shutil.rmtree(self._steps / str(step))
-      else:
-        self._set_aside(step)
+      self._set_aside(step)
     return steps[len(faults)] if len(faults) < len(steps) else None
 
   def _fault(self, step: int) -> str:
     """Why a checkpoint is not as it was written; '' where it is."""
     digests = self._digest_file(step)
     if not digests.exists():
-      return _UNFINISHED
+      return 'it was not finished'
     try:
       written = dict(json.loads(digests.read_text()))
     except (RecursionError, TypeError, ValueError):

@@ -261,8 +261,8 @@ def run(
     _end(str(error), error.exit_code)
   except flags.Error as error:
     hint = ''
-    if takes_arguments and isinstance(error, flags.UnrecognizedFlagError):
-      hint = "; a file's name that begins with - comes after --"
+    if any(a.startswith('-') and os.path.lexists(a) for a in sys.argv[1:]):
+      hint = '; the name of a file that begins with - comes after --'
     _end(f'{error}{hint}', types.UsageError.exit_code)
   except BrokenPipeError:
     # `| head`: whoever read has left, and the rest is not wanted.
@@ -474,6 +474,11 @@ def in_line(text: str) -> str:
   return _HIDDEN.sub(lambda x: x[0].encode('unicode_escape').decode(), text)
 
 
+def in_lines(text: str) -> str:
+  """`in_line` of each line."""
+  return '\n'.join(map(in_line, text.split('\n')))
+
+
 def _open_streams() -> None:
   """Those that a daemon or `>&-` closed; and a name ends no output."""
   for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
@@ -489,7 +494,7 @@ class _Plain(logging.Formatter):
 
   def format(self, record: logging.LogRecord) -> str:
     """The message."""
-    return '\n'.join(map(in_line, super().format(record).split('\n')))
+    return in_lines(super().format(record))
 
 
 def _set_up_logging() -> None:

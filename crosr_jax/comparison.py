@@ -177,7 +177,10 @@ def finished(run: Run, *, but: Sequence[str] = ()) -> dict | None:
       and all(report['config'].get(k) == config.get(k) for k in sections)
       and report['versions']['crosr_jax'] == crosr_jax.__version__
     )
-  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+  except (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError),
+    RecursionError,
+  ):
     # There is none, or one that no run of this package left whole.
     return None
   last = f'{run.config.train.num_steps}.json'

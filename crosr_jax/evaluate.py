@@ -128,14 +128,14 @@ def main() -> None:
     json.dump(result, sys.stdout, indent=2)
     print()
   else:
-    print(terminal.summary(result))
+    print(cli.in_lines(terminal.summary(result)))
     rejected = result['known_rejected']['test']
     print(
       f'\ndecision {scored.decision}: {rejected:.1%} of the known test samples '
       'are called unknown'
     )
     for note in result['notes']:
-      print(f'note: {note}')
+      print(cli.in_line(f'note: {note}'))
 
 
 def _known(workdir: pathlib.Path | None) -> _Known:
@@ -182,10 +182,12 @@ def _with_unknown(known: _Known, workdir: pathlib.Path) -> _Known:
   from crosr_jax import data, openset, saved
 
   model = openset.load(workdir)
-  known_folders = saved.image_folders(workdir)
+  known_folders, is_all_known = saved.image_folders(workdir, known.class_names)
   for asked in _UNKNOWN.value:
     if files.user_path(asked).is_dir():
-      data.check_apart('--unknown', asked, known_folders)
+      data.check_apart(
+        '--unknown', asked, known_folders, is_all_known=is_all_known
+      )
   sets, skipped = data.unknown_sets(
     _UNKNOWN.value,
     model.image_shape,

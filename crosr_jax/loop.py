@@ -99,7 +99,10 @@ def run(
     Terminated: after either, when the checkpoint is on disk.
     KeyboardInterrupt: at once after a second Ctrl-C.
   """
-  with checkpoint.Checkpoints(workdir, keep_checkpoints) as checkpoints:
+  first_kept = min(checkpoint_every, num_steps)
+  with checkpoint.Checkpoints(
+    workdir, keep_checkpoints, first_kept
+  ) as checkpoints:
     state, record = checkpoints.restore(state) or (
       sharding.of_writer(state),
       {},

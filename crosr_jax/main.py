@@ -76,7 +76,7 @@ def main() -> None:
   if not result:
     # Of several processes one tells.
     return
-  print(terminal.summary(result))
+  print(cli.in_lines(terminal.summary(result)))
   for found in result['skipped']:
     print(cli.in_line(f'left out: {found["path"]}: {found["reason"]}'))
   for note in result['notes']:

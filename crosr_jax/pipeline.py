@@ -255,8 +255,11 @@ def check_apart(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """
   known = {f'data.{field}': config.data[field] for field in _FOLDERS}
   dirs = config.evaluation.unknown_dirs
+  is_all_known = not (config.data.unknown_classes or config.data.get('splits'))
   for folder in dirs:
-    data.check_apart('evaluation.unknown_dirs', folder, known)
+    data.check_apart(
+      'evaluation.unknown_dirs', folder, known, is_all_known=is_all_known
+    )
   named = [*known.items(), *(('evaluation.unknown_dirs', x) for x in dirs)]
   for field, folder in named:
     root = files.user_path(folder).resolve()
@@ -516,9 +519,9 @@ def _check_lost(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     return
   if trained_with != _digest(config):
     raise types.UsageError(
-      f'--workdir={workdir} has lost its config.json, and its model is of '
-      'another config; bring that back, or take the old values or another '
-      '--workdir'
+      f'--workdir={workdir} has lost its config.json, and this config is not, '
+      'word for word, that of its model; bring the file back, or take the old '
+      'values or another --workdir'
     )
 
 

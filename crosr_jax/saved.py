@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,22 +105,37 @@ def check_output(path: pathlib.Path, workdir: pathlib.Path) -> None:
   """Raises a UsageError where a file to be written is one of the run's own."""
   own = [
     *(f'{x}.npz' for x in ('weights', 'fitted', 'features', 'added')),
-    *('model.json', 'config.json', 'run.log', 'run.lock'),
+    *('model.json', 'config.json', 'images.sha256', 'run.log', 'run.lock'),
     *(f'report.{x}' for x in ('html', 'md', 'json')),
+    *('checkpoints', 'digests', 'members', 'counterfactual'),
   ]
-  if path.resolve() in [workdir.resolve() / name for name in own]:
+  target = pathlib.Path(os.path.realpath(path))
+  root = pathlib.Path(os.path.realpath(workdir))
+  if target.is_relative_to(root) and target.relative_to(root).parts[:1] in [
+    (name,) for name in own
+  ]:
     raise types.UsageError(f"{path} is the run's own; name another file")
 
 
-def image_folders(workdir: pathlib.Path) -> dict[str, str]:
-  """By field, the folders of known images that a run was made of, if any."""
+def image_folders(
+  workdir: pathlib.Path, class_names: Sequence[str]
+) -> tuple[dict[str, str], bool]:
+  """Folders of known images that a run was made of, by field, if any.
+
+  Those that are there: with sub-folders of these names. And whether every class
+  in them was known.
+  """
   try:
     of_data = dict(json.loads((workdir / 'config.json').read_text())['data'])
-  except (KeyError, OSError, TypeError, ValueError):
+  except (LookupError, OSError, RecursionError, TypeError, ValueError):
     # Of a bucket it is not fetched; and it is no part of the model.
-    return {}
-  fields = 'train_dir', 'test_dir'
-  return {f'data.{x}': str(of_data.get(x, '')) for x in fields}
+    return {}, True
+  found = {}
+  for field in ('train_dir', 'test_dir'):
+    folder = os.path.expanduser(str(of_data.get(field) or ''))
+    if folder and all(os.path.isdir(f'{folder}/{x}') for x in class_names):
+      found[f'data.{field}'] = folder
+  return found, not (of_data.get('unknown_classes') or of_data.get('splits'))
 
 
 def load_info(workdir: pathlib.Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A command takes two seconds to import them, more than most take for what tests
 ask of them. `Server.run` is what subprocess.run of `python -m crosr_jax.<name>`
-is, but for that; how a command starts by itself, other tests see.
+is, but for that: how a command starts by itself, test_commands.py sees.
 """
 
 import json
@@ -46,7 +46,7 @@ class Server:
     And other variables, of those that nothing reads while it is imported.
     """
     assert environment.keys() <= set(_READ_LATER)
-    if self._process is None:
+    if self._process is None or self._process.poll() is not None:
       self._process = subprocess.Popen(
         [sys.executable, __file__], env=self._environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

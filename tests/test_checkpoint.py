@@ -1,5 +1,6 @@
 """Checkpoints that come back whole or not at all."""
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -107,10 +108,11 @@ def test_every_damaged_file_is_noticed(tmp_path, caplog):
     assert state.step == 1, name
     told = f'checkpoint 2 cannot be trusted ({name} is damaged)'
     assert any(m.startswith(told) for m in caplog.messages)
-    # Set aside, not lost; and its step can be saved again.
+    # Set aside, not lost, until its step is saved again.
     assert (workdir / 'damaged' / '2').is_dir()
     _save(workdir, 2)
     assert _restore(workdir)[0].step == 2
+    assert not (workdir / 'damaged').exists()
   assert i > 5
 
 
@@ -167,8 +169,7 @@ def test_unfinished_ones_do_not_count(tmp_path, caplog, keep, monkeypatch):
     assert _restore(tmp_path)[0].step == 1
   told = 'checkpoint 2 cannot be trusted (it was not finished): going back'
   assert any(m.startswith(told) for m in caplog.messages)
-  # Nothing of it lies about.
-  assert not (tmp_path / 'damaged').exists()
+  assert (tmp_path / 'damaged' / '2').is_dir()
   _save(tmp_path, 2)
   assert _restore(tmp_path)[0].step == 2
 
@@ -189,13 +190,16 @@ def test_killed_while_the_first_is_written(tmp_path):
   assert _restore(tmp_path)[0].step == 1
 
 
-def test_digests_that_a_finished_run_lost(tmp_path):
-  _save(tmp_path, 1)
-  (tmp_path / 'digests' / '1.json').unlink()
-  (tmp_path / 'model.json').write_text('{}')
-  with pytest.raises(ValueError, match=r'no checkpoint .* bring one back'):
-    _restore(tmp_path)
-  assert _files(tmp_path, 1)
+@pytest.mark.parametrize(('first', 'is_killed'), [(1, False), (2, True)])
+def test_one_checkpoint_whose_digests_are_lost(tmp_path, first, is_killed):
+  """A later one than the first was not killed in the first."""
+  _save(tmp_path, 2)
+  (tmp_path / 'digests' / '2.json').unlink()
+  lost = pytest.raises(ValueError, match=r'no checkpoint .* bring one back')
+  with contextlib.nullcontext() if is_killed else lost:
+    checkpoint.Checkpoints(tmp_path, 3, first).wait()
+  assert (tmp_path / 'checkpoints' / '2').is_dir() != is_killed
+  assert (tmp_path / 'damaged' / '2').is_dir() == is_killed
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def machine(monkeypatch):
 
 def _in_files():
   digest = np.zeros((70, 32), np.uint8)
-  files = images.ImageFiles(['x.png'] * 70, (4, 3, 2), digest)
+  stamp = np.zeros((70, 3), np.int64)
+  files = images.ImageFiles(['x.png'] * 70, (4, 3, 2), digest, stamp)
   return splits.Labelled(files, _samples().label)
 
 

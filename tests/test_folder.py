@@ -223,9 +223,16 @@ def test_known_images_cannot_come_as_unknown(photos, unknown):
   # As a finished run tells of it.
   workdir.mkdir()
   pipeline.bind(config, workdir)
-  assert saved.image_folders(workdir) == {
-    'data.train_dir': str(photos / 'known'), 'data.test_dir': ''
-  }  # fmt: skip
+  told = {'data.train_dir': str(photos / 'known')}
+  assert saved.image_folders(workdir, ['fig', 'pear']) == (told, True)
+  # Another folder of that name.
+  assert saved.image_folders(workdir, ['fig', 'cup']) == ({}, True)
+  # A class that is not known may come.
+  if unknown == 'known/fig':
+    config.data.unknown_classes = (0,)
+    pipeline.check_apart(config, workdir)
+    pipeline.bind(config, workdir)
+    assert saved.image_folders(workdir, ['pear']) == (told, False)
 
 
 def test_a_folder_is_the_same_with_a_stroke_at_its_end(photos):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pathlib
 import struct
 import zlib
 
@@ -225,10 +226,15 @@ def _digest(pixels):
   return np.frombuffer(b''.join(found), np.uint8).reshape(-1, 32)
 
 
+def _files(paths, pixels):
+  stamp = np.array([images.stamp(path) for path in paths])
+  return images.ImageFiles(paths, _SHAPE, _digest(pixels), stamp)
+
+
 def test_files_as_an_array(some):
   paths, pixels = some
-  digest = _digest(pixels)
-  files = images.ImageFiles(paths, _SHAPE, digest)
+  files = _files(paths, pixels)
+  digest = files.digest
   assert files.shape == pixels.shape and len(files) == 12
   for key in (
     3,
@@ -256,7 +262,7 @@ def test_files_as_an_array(some):
 
 def test_a_file_that_is_gone(some, tmp_path):
   paths, pixels = some
-  files = images.ImageFiles(paths, _SHAPE, _digest(pixels))
+  files = _files(paths, pixels)
   (tmp_path / '05.png').unlink()
   with pytest.raises(types.UserError, match=r'05\.png: there is no such file'):
     files[:]
@@ -264,16 +270,27 @@ def test_a_file_that_is_gone(some, tmp_path):
 
 def test_a_file_that_shows_something_else(some):
   paths, pixels = some
-  files = images.ImageFiles(paths, _SHAPE, _digest(pixels))
+  files = _files(paths, pixels)
   Image.fromarray(pixels[6]).save(paths[5])
+  # Touched, and the same.
+  pathlib.Path(paths[4]).touch()
   with pytest.raises(types.UserError, match=r'05\.png: it is another image'):
     files[3:8]
-  np.testing.assert_array_equal(files[6:], pixels[6:])
+  np.testing.assert_array_equal(files[[3, 4, 6]], pixels[[3, 4, 6]])
+
+
+def test_another_decoder_is_no_other_image(some, monkeypatch):
+  """As after an update of one."""
+  paths, pixels = some
+  files = _files(paths, pixels)
+  read = images.read
+  monkeypatch.setattr(images, 'read', lambda *args: read(*args) ^ 1)
+  np.testing.assert_array_equal(files[:], pixels ^ 1)
 
 
 def test_no_more_in_memory_than_fits(some, monkeypatch):
   paths, pixels = some
-  files = images.ImageFiles(paths, _SHAPE, _digest(pixels))
+  files = _files(paths, pixels)
   monkeypatch.setattr(images, '_MOST_BYTES', 3 * pixels[0].size + 1)
   np.testing.assert_array_equal(images.for_statistics(files), pixels[[0, 4, 8]])
 

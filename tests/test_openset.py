@@ -338,7 +338,6 @@ def test_mistakes(workdir, predict, pictures, tmp_path):
     ((folder,), ('--workdir is needed',)),
     ((f'--workdir={workdir}', '~nobody-of-that-name/x.png'), ('home',)),
     ((f'--workdir={workdir}',), ('name images',)),
-    ((f'--workdir={workdir}', '-x.png'), ('x.png', 'comes after --')),
     ((f'--workdir={tmp_path}/no', folder), ('no folder',)),
     ((f'--workdir={workdir}', tmp_path / 'none'), ('holds no image',)),
     ((f'--workdir={workdir}', f'{tmp_path}/*.jpg'), ('fits no file',)),
@@ -353,6 +352,9 @@ def test_mistakes(workdir, predict, pictures, tmp_path):
     for word in words:
       assert word in line
     assert not process.stdout
+  (tmp_path / '-x.png').touch()
+  process = predict(f'--workdir={workdir}', '-x.png', code=2, cwd=tmp_path)
+  assert "flag 'x.png'; the name of a file that begins with -" in process.stderr
   process = predict(f'--workdir={tmp_path / "none"}', folder, code=1)
   assert 'model.json is missing: no finished run' in process.stderr
   assert 'standard input' in predict('--help').stdout

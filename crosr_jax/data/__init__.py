@@ -334,18 +334,24 @@ def unknown_sets(
   return sets, skipped
 
 
-def check_apart(field: str, folder: str, known: Mapping[str, str]) -> None:
-  """Raises a UsageError where a folder of unknowns shares images with others.
+def check_apart(
+  field: str, folder: str, known: Mapping[str, str], *, is_all_known: bool
+) -> None:
+  """Raises a UsageError where a folder of unknowns lies in one of known images.
+
+  Or the other way round. Of copies, and of links within, the report tells.
 
   Args:
     field: that names it, for errors.
     folder: of unknown images.
     known: by field, folders of known images; '' = none.
+    is_all_known: whether every class in them is known.
   """
   root = files.user_path(folder).resolve()
   for name, other in known.items():
     there = files.user_path(other).resolve()
-    if other and (root.is_relative_to(there) or there.is_relative_to(root)):
+    is_within = is_all_known and root.is_relative_to(there)
+    if other and (is_within or there.is_relative_to(root)):
       raise types.UsageError(
         f'{field}: {folder} lies in {name}={other}, or that in it; known '
         'images cannot come as unknown: name another folder'

@@ -211,7 +211,8 @@ def _scan(
 ) -> tuple[_Found, list[Skipped]]:
   """Reads every file that was not read before, or could not be."""
   memory = _Memory(data_dir, name, shape)
-  stamp = np.array([_stamp(path) for path in paths], np.int64).reshape(-1, 3)
+  stamp = np.array([images.stamp(path) for path in paths], np.int64)
+  stamp = stamp.reshape(-1, 3)
   digest, known = memory.recall(paths, stamp)
   reasons: dict[int, str] = {}
   new = np.flatnonzero(~known).tolist()
@@ -228,7 +229,9 @@ def _scan(
     rows = [i for i in range(len(paths)) if i not in reasons]
     memory.keep([paths[i] for i in rows], stamp[rows], digest[rows])
   rows = [i for i in range(len(paths)) if i not in reasons]
-  image = images.ImageFiles([paths[i] for i in rows], shape, digest[rows])
+  image = images.ImageFiles(
+    [paths[i] for i in rows], shape, digest[rows], stamp[rows]
+  )
   skipped = [Skipped(paths[i], reasons[i]) for i in sorted(reasons)]
   return _Found(image, np.asarray(rows, np.int64)), skipped
 
@@ -250,18 +253,6 @@ def _read(
     for start in range(0, len(paths), block):
       found = threads.map(look, paths[start : start + block])
       yield from enumerate(found, start)
-
-
-def _stamp(path: str) -> tuple[int, int, int]:
-  """Size, time of change, and that of a rename; -1 for a link to nowhere.
-
-  Copies keep the first two, and so do files that change their names.
-  """
-  try:
-    found = os.stat(path)
-  except OSError:
-    return (-1, -1, -1)
-  return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class _Memory:

@@ -272,6 +272,18 @@ def _offset(mass: np.ndarray, size: int) -> int:
   return int(np.clip(begin, 0, size - len(mass)))
 
 
+def stamp(path: str) -> tuple[int, int, int]:
+  """Size, time of change, and that of a rename; -1 for a link to nowhere.
+
+  Copies keep the first two, and so do files that change their names.
+  """
+  try:
+    found = os.stat(path)
+  except OSError:
+    return (-1, -1, -1)
+  return (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 class ImageFiles:
   """Image files that look like an array [N, H, W, C] uint8, read when indexed.
 
@@ -286,6 +298,7 @@ class ImageFiles:
     paths: Sequence[str],
     shape: tuple[int, int, int],
     digest: np.ndarray,
+    stamp: np.ndarray,
   ):
     """Of files that were read once.
 
@@ -293,9 +306,11 @@ class ImageFiles:
       paths: N of them.
       shape: see `read`.
       digest: [N, 32] uint8, SHA-256 of the pixels of each.
+      stamp: [N, 3] int64, the `stamp` of each, from before it was read.
     """
     self.paths = tuple(paths)
     self.digest = digest
+    self._stamp = stamp
     self._of_one = shape
 
   @property
@@ -312,7 +327,10 @@ class ImageFiles:
       raise ValueError(f'files lie along axis 0, not {axis}')
     rows = np.asarray(rows, np.int64)
     return ImageFiles(
-      [self.paths[i] for i in rows], self._of_one, self.digest[rows]
+      [self.paths[i] for i in rows],
+      self._of_one,
+      self.digest[rows],
+      self._stamp[rows],
     )
 
   def __getitem__(self, key: Any) -> np.ndarray:
@@ -321,21 +339,28 @@ class ImageFiles:
     Raises:
       UserError: where a file cannot be read any more, or shows something else.
     """
-    rows = np.arange(len(self.paths))[key]
-    paths = [self.paths[i] for i in np.atleast_1d(rows)]
-    image, faults = read_all(paths, self._of_one)
-    for i, digest in enumerate(self.digest[np.atleast_1d(rows)]):
+    chosen = np.arange(len(self.paths))[key]
+    rows = np.atleast_1d(chosen)
+    image, faults = read_all([self.paths[i] for i in rows], self._of_one)
+    for i, row in enumerate(rows):
       if i in faults:
         reason = f'{faults[i]}, and it was whole'
-      elif hashlib.sha256(image[i].tobytes()).digest() != digest.tobytes():
+      elif self._is_other(row, image[i]):
         reason = 'it is another image than it was'
       else:
         continue
       raise types.UserError(
-        f'{paths[i]}: {reason} when the run began; bring it back, or begin '
-        'again in another --workdir'
+        f'{self.paths[row]}: {reason} when the run began; bring it back, or '
+        'begin again in another --workdir'
       )
-    return image if np.ndim(rows) else image[0]
+    return image if np.ndim(chosen) else image[0]
+
+  def _is_other(self, row: int, image: np.ndarray) -> bool:
+    """Whether a file was touched, and its pixels are others."""
+    return (
+      stamp(self.paths[row]) != tuple(self._stamp[row])
+      and hashlib.sha256(image.tobytes()).digest() != self.digest[row].tobytes()
+    )
 
   def __array__(
     self, dtype: Any = None, copy: bool | None = None

@@ -1,0 +1,56 @@
+"""Commands as they start by themselves: one line of them, and no other.
+
+Most tests fork them from a process that has imported everything (commands.py).
+"""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'code', 'told'),
+  [
+    ('main --config=configs/digits.py --config.seed=-1', 2, 'seed must be'),
+    ('compare --config=configs/digits.py --splits=0', 2, '--splits=0'),
+    ('rank --config=configs/digits.py --hold_out=6', 2, '--hold_out=6'),
+    ('prepare mist', 2, "did you mean 'mnist'"),
+    ('predict --workdir={run} {empty}', 2, 'holds no image'),
+    ('evaluate --workdir={run} --unknown=mnist_noise', 2, 'made of known test'),
+    ('diagnose --workdir={empty}', 1, 'no finished run'),
+    ('add_class --workdir={run} --name=0 {image}', 2, 'cannot name a new'),
+    ('demo --workdir={empty} --port=0', 1, 'no finished run'),
+    ('export --workdir={run} --output={run}/model.json', 2, "run's own"),
+  ],
+)
+def test_a_mistake_is_the_one_line(
+  digits_run, environment, tmp_path, arguments, code, told
+):
+  empty = tmp_path / 'empty'
+  empty.mkdir()
+  image = tmp_path / 'x.png'
+  image.touch()
+  words = [
+    x.format(run=digits_run[0], empty=empty, image=image)
+    for x in arguments.split()
+  ]
+  name, *rest = words
+  if name in ('main', 'compare', 'rank'):
+    rest.append(f'--workdir={tmp_path / "w"}')
+  process = subprocess.run(
+    [sys.executable, '-m', f'crosr_jax.{name}', *rest],
+    cwd=ROOT, env=environment, capture_output=True, text=True,
+  )  # fmt: skip
+  assert process.returncode == code, process.stderr
+  (line,) = process.stderr.splitlines()
+  assert line.startswith('error: ') and told in line
+
+
+def test_a_server_that_died_is_started_anew(run_command):
+  server = run_command.__self__
+  assert run_command('prepare', '--help').returncode == 0
+  server._process.kill()
+  server._process.wait()
+  assert run_command('prepare', '--help').returncode == 0
