@@ -107,6 +107,10 @@ def get_config() -> ConfigDict:
   # Answer for an image and these turns of it where the net is not in training,
   # for so many times the time: mean logits, the codes side by side.
   config.model.eval_rotations = False
+  # Answer with the mean of an image and of it moved by so many pixels, at most
+  # 4, to each side where the net is not in training, for five times the time;
+  # 0 = of the image alone.
+  config.model.eval_shift = 0
   # What the net computes in: 'float32', or 'bfloat16' for accelerators, which
   # keeps parameters, losses, statistics and logits in float32.
   config.model.dtype = 'float32'

@@ -91,6 +91,7 @@ def test_every_decision(tmp_path, workdir, image):
       'eval_mirror': True,
       'rotation_classes': (90, 270),
       'eval_rotations': True,
+      'eval_shift': 1,
     },
   ],
 )

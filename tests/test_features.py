@@ -94,6 +94,7 @@ def test_views_are_counted(members):
     ({}, 1),
     ({'eval_mirror': True}, 2),
     ({'rotation_classes': (90, 270)}, 1),
+    ({'eval_shift': 1}, 5),
     ({'rotation_classes': (90, 270), 'eval_rotations': True}, 3),
     (
       {

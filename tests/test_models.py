@@ -13,6 +13,7 @@ import pytest
 from conftest import CONFIGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from crosr_jax import features, models, types
 from crosr_jax.models import dhrnet, layers
@@ -355,6 +356,43 @@ def test_the_mean_answer_for_image_and_turns(generator, mirror):
   keys = jax.random.split(jax.random.key(0), len(image))
   dropped = net.apply(variables, image, keys)
   assert not np.allclose(dropped.logits, found.logits, atol=1e-3)
+
+
+@pytest.mark.parametrize('mirror', [False, True])
+def test_the_mean_answer_for_an_image_that_is_moved(generator, mirror):
+  image = _image(generator, 3, (12, 12, 3))
+  fields = {
+    'image_shape': (12, 12, 3), 'rotation_classes': (90,),
+    'eval_rotations': True, 'eval_mirror': mirror,
+  }  # fmt: skip
+  asked, variables = _net(**fields)
+  net = _build(**fields, eval_shift=2)
+  found = net.apply(variables, image)
+  parts = []
+  for axis, by in ((1, 0), (1, 2), (1, -2), (2, 2), (2, -2)):
+    # As SciPy moves it; and back, of what has no place any more the border.
+    move = [0, by, 0, 0] if axis == 1 else [0, 0, by, 0]
+    moved = ndimage.shift(image, move, order=0, mode='nearest')
+    answer = asked.apply(variables, moved)
+    back = ndimage.shift(
+      answer.reconstruction, [-x for x in move], order=0, mode='nearest'
+    )
+    parts.append((answer.logits, answer.latents, back))
+  logits, latents, rebuilt = zip(*parts, strict=True)
+  assert np.std(logits, axis=0).max() > 1e-3
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  close(found.logits, np.mean(logits, axis=0))
+  close(found.reconstruction, np.mean(rebuilt, axis=0))
+  for codes, code in zip(
+    zip(*latents, strict=True), found.latents, strict=True
+  ):
+    close(code, np.mean(codes, axis=0))
+
+
+@pytest.mark.parametrize('by', [-1, 5])
+def test_moves_that_cannot_be(by):
+  with pytest.raises(types.UsageError, match=r'eval_shift must be in 0\.\.4'):
+    _build(eval_shift=by)
 
 
 def test_evaluation_drops_nothing(generator):

@@ -34,6 +34,7 @@ pytest.importorskip('jax2onnx')
       'model.eval_mirror': True,
       'model.rotation_classes': (90, 180),
       'model.eval_rotations': True,
+      'model.eval_shift': 1,
       'train.optimizer': 'muon',
       'scorer.decision': 'half',
     },

@@ -21,6 +21,8 @@ SYSTEMS = {
 }
 
 _MOST_MEMBERS = 1_000
+# Pixels; the smallest images have eight.
+_MOST_SHIFT = 4
 _IMAGES_AT_A_TIME = 1_000
 
 
@@ -42,6 +44,7 @@ def build(
   eval_mirror: bool = False,
   rotation_classes: tuple[int, ...] = (),
   eval_rotations: bool = False,
+  eval_shift: int = 0,
   dtype: str = 'float32',
   members: int = 1,
 ) -> Net:
@@ -71,6 +74,8 @@ def build(
       labels these are); images must be square.
     eval_rotations: whether the net, where it is not in training, answers for
       the image and all of these turns: mean logits, the codes side by side.
+    eval_shift: pixels by which an image is also moved to each side where the
+      net is not in training; the answer is the mean. 0 = not at all, 4 at most.
     dtype: that the net computes in, 'float32' or 'bfloat16'; parameters,
       statistics and outputs are float32.
     members: nets that answer together where there are several; 1000 at most.
@@ -102,6 +107,10 @@ def build(
   if eval_crop < 0:
     raise types.UsageError(
       f'model.eval_crop must be at least 0, got {eval_crop}'
+    )
+  if not 0 <= eval_shift <= _MOST_SHIFT:
+    raise types.UsageError(
+      f'model.eval_shift must be in 0..{_MOST_SHIFT}, got {eval_shift}'
     )
   if not isinstance(rotation_classes, (tuple, list)) or sorted(
     rotation_classes
@@ -141,6 +150,7 @@ def build(
       eval_mirror=eval_mirror,
       rotation_classes=tuple(rotation_classes),
       eval_rotations=eval_rotations,
+      eval_shift=eval_shift,
       dtype=dtype,
     )
 

@@ -7,6 +7,7 @@ r_l = g_l(r_{l+1} + hr_l(z_l)), at the top g_L(hr_L(z_L)); r_1 is the
 reconstruction of x_1, the standardised image.
 """
 
+import itertools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -43,13 +44,15 @@ class DHRNet(nn.Module):
   # where the net is not in training K are told, see `_over_views`.
   rotation_classes: tuple[int, ...] = ()
   eval_rotations: bool = False  # answer for the image and its turns there
+  eval_shift: int = 0  # mean answer for it and it moved by so many pixels there
   dtype: str = 'float32'  # that is computed in, see models.for_compute
 
   @property
   def num_views(self) -> int:
     """Of an image that the net is asked about where it is not in training."""
     turns = 1 + len(self.rotation_classes) if self.eval_rotations else 1
-    return turns * (2 if self.eval_mirror else 1)
+    mirrors = 2 if self.eval_mirror else 1
+    return turns * mirrors * len(_shifts(self.eval_shift))
 
   @nn.compact
   def __call__(
@@ -73,16 +76,18 @@ class DHRNet(nn.Module):
     return self._over_views(seen, keys)
 
   def _over_views(self, seen: Array, keys: Array | None) -> types.Outputs:
-    """Of the image, of its mirror image and of its turns, as the fields ask.
+    """Of the image, moved, of mirror images and of turns, as the fields ask.
 
     Logits are means, of a turned image those of the classes turned so, and
-    reconstructions likewise, which are brought back first. Codes of an image
-    and its mirror image are means too; those of each turn stand side by side,
-    upright first: each [B, D_l] becomes [B, (1 + turns) D_l].
+    reconstructions likewise, which are brought back first. Codes of an image,
+    of its mirror image and of both moved are means too; those of each turn
+    stand side by side, upright first: each [B, D_l] becomes
+    [B, (1 + turns) D_l].
     """
     turns = (0, *self.rotation_classes) if self.eval_rotations else (0,)
     mirrors = (False, True) if self.eval_mirror else (False,)
-    views = [(turn, mirror) for turn in turns for mirror in mirrors]
+    shifts = _shifts(self.eval_shift)
+    views = list(itertools.product(turns, mirrors, shifts))
     if len(views) == 1:
       answer = self._outputs(seen, keys, False)
       num_classes = answer.logits.shape[1] // self.ways
@@ -104,7 +109,8 @@ class DHRNet(nn.Module):
       return logits[:, first : first + num_classes]
 
     def side_by_side(code: Array) -> Array:
-      each = code.reshape(-1, len(turns), len(mirrors), code.shape[1])
+      of_turn = len(mirrors) * len(shifts)
+      each = code.reshape(-1, len(turns), of_turn, code.shape[1])
       return jnp.mean(each, axis=2).reshape(-1, len(turns) * code.shape[1])
 
     return types.Outputs(
@@ -205,12 +211,23 @@ class DHRNet(nn.Module):
     return x.max(axis=(1, 2)) if self.pool == 'max' else x.mean(axis=(1, 2))
 
 
-def _view(x: Array, turn: int, mirror: bool) -> Array:
-  """Left and right exchanged, then turned counter-clockwise; [B, H, W, C]."""
+_Shift = tuple[int, int]
+
+
+def _shifts(by: int) -> tuple[_Shift, ...]:
+  """None, and down, up, right and left by so many pixels if there are any."""
+  moves = ((by, 0), (-by, 0), (0, by), (0, -by))
+  return ((0, 0), *(moves if by else ()))
+
+
+def _view(x: Array, turn: int, mirror: bool, shift: _Shift) -> Array:
+  """Moved, left and right exchanged, then turned; [B, H, W, C]."""
+  x = layers.moved(x, *shift)
   return layers.turned(x[:, :, ::-1] if mirror else x, turn)
 
 
-def _seen_from(x: Array, turn: int, mirror: bool) -> Array:
+def _seen_from(x: Array, turn: int, mirror: bool, shift: _Shift) -> Array:
   """What a view shows, as it was before; [B, H, W, C]."""
   x = layers.turned(x, -turn)
-  return x[:, :, ::-1] if mirror else x
+  down, right = shift
+  return layers.moved(x[:, :, ::-1] if mirror else x, -down, -right)

@@ -52,6 +52,18 @@ def turned(x: Array, degrees: int) -> Array:
   return jnp.rot90(x, degrees // 90, axes=(1, 2))
 
 
+def moved(x: Array, down: int, right: int) -> Array:
+  """By so many pixels, up and left where negative; [B, H, W, C].
+
+  What comes in is like the border.
+  """
+  for axis, by in ((1, down), (2, right)):
+    rows = np.arange(x.shape[axis]) - by
+    if by:
+      x = jnp.take(x, rows.clip(0, len(rows) - 1), axis=axis, mode='clip')
+  return x
+
+
 def enlarged(image: Array, height: int, width: int) -> Array:
   """8-bit images made larger bilinearly; [B, h, w, C] -> [B, H, W, C].
 
