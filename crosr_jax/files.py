@@ -154,6 +154,11 @@ def warn_of_no_locks(folder: str | os.PathLike, error: OSError) -> None:
   )
 
 
+def real(path: str | os.PathLike) -> pathlib.Path:
+  """Where a path as a user writes it leads; a link to itself stays as it is."""
+  return pathlib.Path(os.path.realpath(user_path(path)))
+
+
 def this_process() -> str:
   """As others are told of it."""
   return f'process {os.getpid()} on {socket.gethostname()}'

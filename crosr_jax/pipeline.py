@@ -262,8 +262,7 @@ def check_apart(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     )
   named = [*known.items(), *(('evaluation.unknown_dirs', x) for x in dirs)]
   for field, folder in named:
-    root = files.user_path(folder).resolve()
-    if folder and workdir.resolve().is_relative_to(root):
+    if folder and files.real(workdir).is_relative_to(files.real(folder)):
       raise types.UsageError(
         f'--workdir={workdir} lies in {field}={folder}, whose folders are '
         'classes; take one elsewhere'

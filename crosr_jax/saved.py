@@ -109,8 +109,7 @@ def check_output(path: pathlib.Path, workdir: pathlib.Path) -> None:
     *(f'report.{x}' for x in ('html', 'md', 'json')),
     *('checkpoints', 'digests', 'members', 'counterfactual'),
   ]
-  target = pathlib.Path(os.path.realpath(path))
-  root = pathlib.Path(os.path.realpath(workdir))
+  target, root = files.real(path), files.real(workdir)
   if target.is_relative_to(root) and target.relative_to(root).parts[:1] in [
     (name,) for name in own
   ]:

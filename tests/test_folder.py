@@ -235,6 +235,19 @@ def test_known_images_cannot_come_as_unknown(photos, unknown):
     assert saved.image_folders(workdir, ['pear']) == (told, False)
 
 
+def test_a_link_to_itself_is_no_folder(photos):
+  link = photos / 'link'
+  link.symlink_to(link)
+  config = CONFIGS['folder'].copy_and_resolve_references()
+  config.data.train_dir = str(photos / 'known')
+  config.evaluation.unknown_dirs = (str(link),)
+  with pytest.raises(types.UsageError, match='link does not exist; name a f'):
+    pipeline.run(config, 'folder', photos / 'run', photos / 'data')
+  with pytest.raises(types.UsageError, match=r'model\.json is the run'):
+    saved.check_output(photos / 'run' / 'model.json', photos / 'run')
+  saved.check_output(link, photos / 'run')
+
+
 def test_a_folder_is_the_same_with_a_stroke_at_its_end(photos):
   config = CONFIGS['folder'].copy_and_resolve_references()
   config.data.train_dir = str(photos / 'known')

@@ -347,9 +347,9 @@ def check_apart(
     known: by field, folders of known images; '' = none.
     is_all_known: whether every class in them is known.
   """
-  root = files.user_path(folder).resolve()
+  root = files.real(folder)
   for name, other in known.items():
-    there = files.user_path(other).resolve()
+    there = files.real(other)
     is_within = is_all_known and root.is_relative_to(there)
     if other and (is_within or there.is_relative_to(root)):
       raise types.UsageError(
