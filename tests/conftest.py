@@ -26,6 +26,9 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {XLA_FLAGS}'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(ROOT / '.pytest_cache' / 'jax')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+# Of two at a time one may read what the other has written half, of which JAX
+# warns, and compiles.
+os.environ['PYTHONWARNINGS'] = 'ignore:Error reading persistent compilation'
 # Commands that tests start as processes see one device, as on a laptop.
 COMMAND_ENVIRONMENT = dict(os.environ)
 # 8 devices here. On a busy machine eight replicas wait for each other longer
