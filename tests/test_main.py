@@ -107,7 +107,7 @@ def test_a_workdir_that_lost_its_config(run, finished, tmp_path):
   (workdir / 'config.json').unlink()
   arguments = (*SMALL, f'--workdir={workdir}')
   process = run(*arguments, '--config.train.learning_rate=0.5')
-  _fails(process, 2, 'has lost its config.json', 'another config')
+  _fails(process, 2, 'has lost its config.json', 'word for word')
   assert not (workdir / 'config.json').exists()
   process = run(*arguments, '--config.scorer.reject_known=0.05')
   assert process.returncode == 0, process.stderr
