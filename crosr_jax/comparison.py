@@ -178,9 +178,8 @@ def finished(run: Run, *, but: Sequence[str] = ()) -> dict | None:
       and report['versions']['crosr_jax'] == crosr_jax.__version__
     )
   except (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError),
-    RecursionError,
-  ):
+    AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError,
+  ):  # fmt: skip
     # There is none, or one that no run of this package left whole.
     return None
   last = f'{run.config.train.num_steps}.json'

@@ -471,8 +471,9 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   path = workdir / 'config.json'
   bound = _bound(config)
   # Only what was trained binds: a typo that stopped the run must not.
-  if not path.exists() or not _is_trained(workdir):
-    if _is_trained(workdir):
+  is_trained = _is_trained(workdir)
+  if not path.exists() or not is_trained:
+    if is_trained:
       _check_lost(config, workdir)
     files.write_text(path, json.dumps(bound, indent=2))
     return
@@ -545,8 +546,9 @@ def bind_files(benchmark: data.Benchmark, workdir: pathlib.Path) -> None:
     return
   found = hashlib.sha256(image.digest.tobytes() + label.tobytes()).hexdigest()
   path = workdir / 'images.sha256'
-  if not path.exists() or not _is_trained(workdir):
-    if _is_trained(workdir):
+  is_trained = _is_trained(workdir)
+  if not path.exists() or not is_trained:
+    if is_trained:
       logging.warning(
         '%s has lost its images.sha256: it is taken for a training on the '
         'images that are there now',

@@ -317,6 +317,16 @@ def test_the_mean_answer_for_image_and_mirror_image(generator, lateral):
   np.testing.assert_allclose(again.logits, found.logits, atol=1e-5)
 
 
+_close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+
+
+def _is_mean_of(found, logits, rebuilt):
+  """Of views that do not all answer alike."""
+  assert np.std(logits, axis=0).max() > 1e-3
+  _close(found.logits, np.mean(logits, axis=0))
+  _close(found.reconstruction, np.mean(rebuilt, axis=0))
+
+
 @pytest.mark.parametrize('mirror', [False, True])
 def test_the_mean_answer_for_image_and_turns(generator, mirror):
   image = _image(generator, 3, (12, 12, 3))
@@ -340,18 +350,15 @@ def test_the_mean_answer_for_image_and_turns(generator, mirror):
         )
       )
   logits, latents, rebuilt = zip(*parts, strict=True)
-  assert np.std(logits, axis=0).max() > 1e-3
-  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
-  close(found.logits, np.mean(logits, axis=0))
-  close(found.reconstruction, np.mean(rebuilt, axis=0))
+  _is_mean_of(found, logits, rebuilt)
   for block, code in zip(
     zip(*latents, strict=True), found.latents, strict=True
   ):
     # Of image and mirror image means, of the turns side by side.
     mirrors = np.reshape(block, (1 + mirror, 3, *block[0].shape))
-    close(code, np.concatenate(mirrors.mean(axis=0), axis=1))
+    _close(code, np.concatenate(mirrors.mean(axis=0), axis=1))
   # Without the field, of the upright image alone.
-  close(one.apply(variables, image).logits, logits[0])
+  _close(one.apply(variables, image).logits, logits[0])
   # Dropout reaches all views.
   keys = jax.random.split(jax.random.key(0), len(image))
   dropped = net.apply(variables, image, keys)
@@ -379,14 +386,11 @@ def test_the_mean_answer_for_an_image_that_is_moved(generator, mirror):
     )
     parts.append((answer.logits, answer.latents, back))
   logits, latents, rebuilt = zip(*parts, strict=True)
-  assert np.std(logits, axis=0).max() > 1e-3
-  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
-  close(found.logits, np.mean(logits, axis=0))
-  close(found.reconstruction, np.mean(rebuilt, axis=0))
+  _is_mean_of(found, logits, rebuilt)
   for codes, code in zip(
     zip(*latents, strict=True), found.latents, strict=True
   ):
-    close(code, np.mean(codes, axis=0))
+    _close(code, np.mean(codes, axis=0))
 
 
 @pytest.mark.parametrize('by', [-1, 5])
