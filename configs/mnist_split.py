@@ -53,6 +53,8 @@ def get_config(variant: str = VARIANTS[0]) -> ConfigDict:
   # is left out.
   config.model.rotation_classes = (90, 270)
   config.model.eval_rotations = True
+  # Likewise: section 22, AUROC .9963 and .9968 against .9951 and .9963.
+  config.model.eval_shift = 1
   config.weibull.tail = '20%'
   config.data.splits = (
     PUBLISHED if variant == 'published' else splits.distinct(10, 6, 5, seed=0)
