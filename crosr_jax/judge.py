@@ -237,12 +237,21 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
       'needed is a row for each sample, a column for each class'
     )
   for name, found in parts.items():
+    for field, values in found._asdict().items():
+      if values.dtype.kind not in 'biuf':
+        raise types.UsageError(
+          f'{path}: {name}/{field} has {values.dtype} values, needed are real '
+          'numbers'
+        )
     if (found.logits.ndim, found.latent.ndim, found.label.ndim) != (2, 2, 1):
       raise types.UsageError(
         f'{path}: of {name}, logits and latent need two dimensions and label '
         f'one, they have {found.logits.ndim}, {found.latent.ndim} and '
         f'{found.label.ndim}'
       )
+  width = parts['train'].latent.shape[1]
+  has_error = parts['train'].reconstruction_error.size > 0
+  for name, found in parts.items():
     count = len(found.label)
     if not count:
       out = 'it needs some' if name in types.PARTS else 'leave it out'
@@ -257,6 +266,24 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
       raise types.UsageError(
         f'{path}: {name}/latent has {len(found.latent)} rows for {count} labels'
       )
+    if found.latent.shape[1] != width:
+      raise types.UsageError(
+        f'{path}: {name}/latent has {found.latent.shape[1]} columns, '
+        f'train/latent has {width}'
+      )
+    if found.reconstruction_error.shape != (count * has_error,):
+      raise types.UsageError(
+        f'{path}: {name}/reconstruction_error has shape '
+        f'{list(found.reconstruction_error.shape)}, needed is '
+        f'{[count * has_error]}: one for each label, or none in any part'
+      )
+    for field, values in found._asdict().items():
+      bad = values.size - np.count_nonzero(np.isfinite(values))
+      if bad:
+        raise types.UsageError(
+          f'{path}: {bad} of {values.size} values of {name}/{field} are not '
+          'finite; find the samples they come from'
+        )
     known = np.isin(found.label, np.arange(*num_classes))
     if name in types.PARTS and not known.all():
       raise types.UsageError(

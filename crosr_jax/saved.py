@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from crosr_jax import bucket, extension, files, types
+from crosr_jax import bucket, extension, files, types, weibull
 
 FORMAT = 4
 _AGAIN = 'run the main job again in this workdir, which trains nothing anew'
@@ -287,6 +287,30 @@ def read_features(path: str | os.PathLike) -> dict[str, types.Features]:
   return found
 
 
+def write_model(path: str | os.PathLike, model: types.WeibullModel) -> None:
+  """A fitted model alone into one npz file, an array for each field."""
+  _write(pathlib.Path(path), model._asdict())
+
+
+def read_model(path: str | os.PathLike) -> types.WeibullModel:
+  """What `write_model` was given.
+
+  Raises:
+    UserError: where the file cannot be read, or holds something else.
+  """
+  try:
+    model = _model(_arrays(pathlib.Path(path).read_bytes()))
+    _check_model(model)
+  except OSError as error:
+    raise types.UserError(f'{path}: {error.strerror}') from None
+  except Exception as error:
+    # Whatever is in it: a file that is no npz fails in many ways.
+    raise types.UserError(
+      f'{path} holds no model ({error}); write_model makes such files'
+    ) from None
+  return model
+
+
 def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> str:
   """Its SHA-256."""
   with files.aside(path) as file:
@@ -342,3 +366,30 @@ def _model(fields: dict[str, Any]) -> types.WeibullModel:
   return types.WeibullModel(
     **{**fields, 'vector': vector, 'latent_width': width}
   )
+
+
+def _check_model(model: types.WeibullModel) -> None:
+  """Raises a ValueError where the fields are not of one model."""
+  if model.vector not in weibull.VECTORS:
+    raise ValueError(f'vector {model.vector!r}')
+  k, width = model.mav.shape
+  rows, joint = model.exemplars.shape
+  has_parts = len(model.part_weight) > 0
+  wanted = {
+    'feature_scale': (width,),
+    'dead': (width,),
+    **dict.fromkeys(('shape', 'loc', 'scale', 'tail_count'), (k,)),
+    **dict.fromkeys(('part_mean', 'part_deviation'), (k * has_parts, 3)),
+    'part_weight': (3 * has_parts,),
+    'exemplars': (rows, joint),
+    'exemplar_count': (k * (rows > 0),),
+  }
+  for name, shape in wanted.items():
+    found = getattr(model, name)
+    if found.shape != shape or found.dtype.kind not in 'biuf':
+      raise ValueError(
+        f'{name} is {found.dtype} of shape {list(found.shape)}, needed are '
+        f'numbers of shape {list(shape)}'
+      )
+  if model.exemplar_count.sum() != rows:
+    raise ValueError('exemplar_count is not of exemplars')

@@ -117,7 +117,8 @@ def score(
   """Scores N samples.
 
   Takes no memory for them but the result's and that of a few blocks of rows,
-  16 MiB an array at most; for a model that of its means [K, D] in float32, once
+  16 MiB an array at most, of 'neighbour' more from 700 classes on (32 K (K + L)
+  bytes); for a model that of its means [K, D] in float32, once
   (of 'evidence', without their logits), and of the exemplars of 'neighbour', of
   each class as many as the largest has.
 
@@ -172,11 +173,7 @@ def score(
   )
   if not np.isfinite(unknown_score).all():
     row = int(np.flatnonzero(~np.isfinite(unknown_score))[0])
-    raise types.UserError(
-      f'features of sample {row} are too large for float32 (they reach '
-      f'{np.abs(vector(row, row + 1)).max():g}, and their distances overflow); '
-      'divide all features by one number before fit and score'
-    )
+    raise _too_large(row, vector(row, row + 1))
   column = np.argmax(probability, axis=1)
   return types.Scores(
     probability=probability,
@@ -430,6 +427,9 @@ def _nearest(joint: Array, fitted: _Fitted) -> Array:
   As directions. A sample that is an exemplar is passed over.
   """
   k, size, width = fitted.exemplars.shape
+  # Squares of what is very large or very small leave float32.
+  peak = jnp.max(jnp.abs(joint), axis=1, keepdims=True)
+  joint = joint / jnp.maximum(peak, weibull.SHORTEST)
   length = jnp.linalg.norm(joint, axis=1, keepdims=True)
   unit = joint / jnp.maximum(length, weibull.SHORTEST)
   flat = fitted.exemplars.reshape(k * size, width)
@@ -465,8 +465,10 @@ def norms(x: Array, mav: Array, mav_square: Array) -> Array:
   `mav_square` is the squared norms of mav, [K].
   """
   if mav.size <= _DIRECT:
-    difference = x[:, None, :] - mav[None, :, :]
-    return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2)).T
+    # With classes first: turned round afterwards, XLA rounds the last rows of a
+    # block in another way.
+    difference = x[None, :, :] - mav[:, None, :]
+    return jnp.sqrt(jnp.sum(jnp.square(difference), axis=2))
   product = jnp.matmul(mav, x.T, precision=jax.lax.Precision.HIGHEST)
   whole = jnp.sum(jnp.square(x), axis=1)[None, :] + mav_square[:, None]
   square = whole - 2.0 * product
@@ -789,9 +791,15 @@ def vector_of(
   Raises:
     UserError: for features that are not finite, or not those of the model.
   """
-  a = weibull.activation_vector(features, vector, np.float32)
+  with np.errstate(over='ignore'):
+    a = weibull.activation_vector(features, vector, np.float32)
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
+    given = weibull.activation_vector(
+      features.rows(slice(row, row + 1)), vector
+    )
+    if np.isfinite(given).all():
+      raise _too_large(start + row, given)
     raise types.UserError(
       f'features of sample {start + row} are not finite; look at its input '
       'and at the training that made the net'
@@ -807,6 +815,14 @@ def vector_of(
     a = np.zeros((0, model.mav.shape[1]), np.float32)
   _check_widths(model, k, latent_width, a.shape[1])
   return a
+
+
+def _too_large(row: int, vector: np.ndarray) -> types.UserError:
+  return types.UserError(
+    f'features of sample {row} are too large for float32 (they reach '
+    f'{np.abs(vector).max():g}, and their distances overflow); divide all '
+    'features by one number before fit and score'
+  )
 
 
 def _check_widths(

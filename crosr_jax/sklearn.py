@@ -84,6 +84,10 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       raise types.UsageError(
         f'at least 2 classes are needed, y has 1 class: {self.classes_[0]!r}'
       )
+    if np.ndim(self.unknown_label):
+      raise types.UsageError(
+        f'unknown_label={self.unknown_label!r} is no single label'
+      )
     # Those of pandas are objects.
     words = all(isinstance(name, str) for name in self.classes_)
     if words != isinstance(self.unknown_label, str):
@@ -140,13 +144,8 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       decision='argmax' if np.isinf(self.threshold_) else 'calibrated',
       threshold=self.threshold_,
     )
-    known = self.classes_[decided]
-    unknown = decided == types.UNKNOWN
-    if not unknown.any():
-      return known
-    # Wide enough for a word that is longer than all classes.
-    answer = known.astype(np.result_type(known, np.asarray(self.unknown_label)))
-    answer[unknown] = self.unknown_label
+    answer = self.classes_[decided].astype(self._dtype())
+    answer[decided == types.UNKNOWN] = self.unknown_label
     return answer
 
   def open_set_proba(self, X: Any) -> np.ndarray:
@@ -163,6 +162,14 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
   def score_samples(self, X: Any) -> np.ndarray:
     """The opposite, as scikit-learn's outlier detectors have it, [n]."""
     return -self.unknown_score(X)
+
+  def _dtype(self) -> np.dtype:
+    """Of answers: wide enough for a word longer than all classes."""
+    label = np.asarray(self.unknown_label)
+    dtype = np.result_type(self.classes_, label)
+    # What unsigned and signed integers have in common is no integer.
+    both_whole = self.classes_.dtype.kind in 'bui' and label.dtype.kind in 'ui'
+    return np.dtype(object) if both_whole and dtype.kind == 'f' else dtype
 
   def _checked(self, X: Any) -> types.Features:
     validation.check_is_fitted(self)

@@ -131,5 +131,5 @@ class Scores(NamedTuple):
   """The open-set answer for N samples."""
 
   probability: np.ndarray  # [N, K+1] float32, column K = unknown
-  prediction: np.ndarray  # [N] int32, argmax of probability, -1 = unknown
+  prediction: np.ndarray  # [N] int32, what was decided, -1 = unknown
   unknown_score: np.ndarray  # [N] float32, higher = more unknown

@@ -78,6 +78,9 @@ _ROUNDING = 3e-14
 _MOST_ROUNDING = 0.03
 # Pieces whose largest distances wait to be merged, at most.
 _MOST_PARTS = 1000
+# Of a tail, in units of what its smallest value becomes: below, a Weibull's loc
+# and scale differ in their last digits alone.
+_LEAST_SPREAD = 1e-13
 
 Blocks = Callable[[], Iterable[types.Features]]
 # What was made of the vectors of a piece, and their labels.
@@ -405,7 +408,10 @@ def fit_tails(
   else:
     rows = [np.asarray(row, np.float64).ravel() for row in distances]
   count = np.array([len(row) for row in rows])
-  _check_counts(count)
+  for k in np.flatnonzero(count < 2):
+    raise types.UserError(
+      f'class {k}: {count[k]} distances, at least 2 are needed to fit a tail'
+    )
   wanted = _tail_counts(count, tail_size, tail_share)
   kept = np.minimum(wanted, count)
   _warn_short(wanted, count, tail_size)
@@ -545,8 +551,9 @@ def evidence(features: types.Features, model: types.WeibullModel) -> np.ndarray:
   Raises:
     UsageError: for another model, or features that are not the model's.
   """
+  check_rows(features)
   a = activation_vector(features, model.vector)
-  found = model.vector, features.latent.shape[1], a.shape[1]
+  found = model.vector, np.shape(features.latent)[1], a.shape[1]
   wanted = 'evidence', model.latent_width, model.mav.shape[1]
   if found != wanted:
     raise types.UsageError(
@@ -1164,6 +1171,12 @@ def _maximum_likelihood(
   # no tail.
   moves = difference.max(axis=1) > _ROUNDING * np.abs(smallest)
   _check_spread(np.where(moves, spread, 0.0), smallest, count, class_names)
+  for k in np.flatnonzero(spread < _LEAST_SPREAD):
+    raise types.UserError(
+      f'class {_name(k, class_names)}: the distances of its tail differ by '
+      f'{difference[k].max():.1g}, of which float64 keeps no digits beside '
+      f'{translate:g}; multiply all features by one large number'
+    )
   y = log_v / spread[:, None] - 1.0
   mean = np.sum(y, axis=1, where=valid) / count
   s, log_mean_power = _solve(y, valid, mean)
@@ -1229,8 +1242,8 @@ def _check_features(features: types.Features) -> None:
     raise types.UsageError(
       f'labels must be numbers, 0..K-1 or -1 for unknown, got {label.dtype}'
     )
-  if label.dtype.kind == 'f' and np.any(label != np.rint(label)):
-    row = np.flatnonzero(label != np.rint(label))[0]
+  if label.dtype.kind == 'f' and not np.all(is_whole := _is_whole(label)):
+    row = np.flatnonzero(~is_whole)[0]
     raise types.UsageError(
       f'label of sample {row} is {label[row]:g}; labels are whole, 0..K-1, -1 '
       'for unknown'
@@ -1244,6 +1257,10 @@ def _check_features(features: types.Features) -> None:
     raise types.UsageError(
       f'features need logits of at least 2 classes, got {num_classes}'
     )
+
+
+def _is_whole(x: np.ndarray) -> np.ndarray:
+  return np.isfinite(x) & (x == np.rint(x))
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:

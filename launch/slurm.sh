@@ -64,14 +64,16 @@ echo "slurm.sh: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, started again" \
 
 # Back into the queue, before the time limit kills the job.
 again() {
-  local step
+  local step code=0
   step=$(jobs -p)
   echo 'slurm.sh: the time limit is near'
   if [[ -n $step ]]; then
     # Tasks save and end then. srun itself would kill them without that.
     scancel --signal=TERM "$SLURM_JOB_ID" ||
       kill -TERM "$step" 2>/dev/null || true
-    wait "$step" || true
+    wait "$step" || code=$?
+    # It was done, or had failed, before it heard that.
+    ((code >= 128)) || exit "$code"
   fi
   if ((restarts >= ${MAX_RESTARTS:-50})); then
     echo "slurm.sh: error: started again $restarts times already; raise" \

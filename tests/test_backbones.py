@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from crosr_jax import models, train, types
 from crosr_jax.models import (
@@ -229,7 +230,7 @@ def _operands(jaxpr, name):
   for equation in jaxpr.eqns:
     if equation.primitive.name == name:
       found += [x.aval.dtype for x in equation.invars]
-    for inner in jax.core.jaxprs_in_params(equation.params):
+    for inner in core.jaxprs_in_params(equation.params):
       found += _operands(inner, name)
   return found
 

@@ -235,12 +235,38 @@ def test_arrays_that_are_no_features(tmp_path, generator, change, words):
     ('label', (60, 3), 'they have 2, 2 and 2'),
     ('latent', (59, 0), 'train/latent has 59 rows for 60 labels'),
     ('logits', (59, 3), 'train/logits has shape [59, 3], needed is [60, 3]'),
+    ('latent', (60, 2), 'has 0 columns, train/latent has 2'),
+    (
+      'reconstruction_error',
+      (60,),
+      'reconstruction_error has shape [0], needed is [',
+    ),
   ],
 )
 def test_shapes(generator, field, shape, words):
   parts = _parts(generator)
   changed = np.zeros(shape, np.int64)
   parts['train'] = parts['train']._replace(**{field: changed})
+  with pytest.raises(types.UsageError) as caught:
+    judge.check_parts(parts, 'x.npz')
+  assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('part', 'field', 'value', 'words'),
+  [
+    ('odd', 'label', 'unknown', 'odd/label has <U'),
+    ('train', 'logits', '1.5', 'train/logits has <U'),
+    ('test', 'logits', 1j, 'test/logits has complex128 values'),
+    ('odd', 'logits', np.nan, '1 of 180 values of odd/logits are not finite'),
+    ('select', 'label', np.inf, 'values of select/label are not finite'),
+  ],
+)
+def test_values(generator, part, field, value, words):
+  parts = _parts(generator)
+  found = getattr(parts[part], field).astype(np.asarray([value, 1.0]).dtype)
+  found.flat[3] = value
+  parts[part] = parts[part]._replace(**{field: found})
   with pytest.raises(types.UsageError) as caught:
     judge.check_parts(parts, 'x.npz')
   assert words in str(caught.value)

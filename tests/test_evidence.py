@@ -355,3 +355,12 @@ def test_evidence_of_another_model(generator):
   narrow = train._replace(latent=train.latent[:, :2])
   with pytest.raises(types.UsageError, match=r"got .'evidence', 2, 7"):
     weibull.evidence(narrow, fitted)
+
+
+def test_evidence_of_lists(generator):
+  features = _features(generator)
+  model = weibull.fit(features, vector='evidence', tail_size=20)
+  lists = types.Features(*(x.tolist() for x in features))
+  np.testing.assert_array_equal(
+    weibull.evidence(lists, model), weibull.evidence(features, model)
+  )

@@ -732,7 +732,7 @@ trap 'echo KILL > "$CLUSTER/told"; exit 137' TERM
 printf '%s\\n' "$@" > "$CLUSTER/srun"
 echo "$SRUN_CPUS_PER_TASK" > "$CLUSTER/cpus"
 for _ in $(seq "$(cat "$CLUSTER/seconds" 2>/dev/null || echo 0)"); do
-  [[ -e "$CLUSTER/told" ]] && exit 143
+  [[ -e "$CLUSTER/told" ]] && exit "$(cat "$CLUSTER/ended" 2>&- || echo 143)"
   sleep 1
 done
 exit "$(cat "$CLUSTER/code" 2>/dev/null || echo 0)"
@@ -813,6 +813,18 @@ def test_slurm_goes_back_into_the_queue(cluster, tmp_path, before, code):
     assert not (tmp_path / 'scontrol').exists()
   else:
     assert (tmp_path / 'scontrol').read_text() == 'requeue 7\n'
+
+
+@pytest.mark.parametrize('code', [0, 1, 2])
+def test_slurm_ends_as_a_step_that_was_over(cluster, tmp_path, code):
+  (tmp_path / 'seconds').write_text('60')
+  (tmp_path / 'ended').write_text(str(code))
+  process = cluster('--workdir=x', SLURM_RESTART_COUNT='50')
+  _until(tmp_path / 'cpus')
+  process.send_signal(signal.SIGUSR1)
+  _, err = process.communicate(timeout=50)
+  assert process.returncode == code and not err
+  assert not (tmp_path / 'scontrol').exists()
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,9 @@ def test_features_and_reconstruction_are_of_the_view(generator):
   view = np.asarray(net.view(image))
   assert not np.array_equal(view, image)
   label = np.zeros(3, np.int32)
+  # Two programs, whose roundings some versions of XLA have otherwise.
   jax.tree.map(
-    np.testing.assert_array_equal,
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
     features.extract(net, variables, image, label),
     features.extract(whole, variables, view, label),
   )

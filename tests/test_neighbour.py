@@ -1,5 +1,7 @@
 """The vector 'neighbour', in fit and score, against plain NumPy and by hand."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -8,6 +10,34 @@ from sklearn import neighbors
 
 from crosr_jax import choice, extension, scorer, types, weibull
 
+_COMMAND = """
+import numpy as np
+
+from crosr_jax import scorer, types, weibull
+
+generator = np.random.default_rng(0)
+
+
+def features(n, k, width, apart):
+  label = np.arange(n) % k
+  return types.Features(
+    generator.normal(size=(n, k)) + apart * np.eye(k)[label],
+    generator.normal(size=(n, width)) + label[:, None] % 5,
+    label,
+    generator.lognormal(label % 3, 1, n),
+  )
+
+
+for k, width, count in ((6, 96, 3000), (7, 64, 700), (2, 8, 60), (10, 32, 500)):
+  train, found = features(count, k, width, 6), features(4096, k, width, 2)
+  for vector in ('joint', 'evidence', 'neighbour'):
+    model = weibull.fit(train, vector=vector, scaling='std', tail_size=20)
+    whole = scorer.score(found, model).unknown_score
+    # Whatever the size of a block is, its last rows come to lie elsewhere.
+    order = np.roll(np.arange(4096), 8)
+    rolled = scorer.score(found.rows(order), model).unknown_score
+    np.testing.assert_array_equal(rolled, whole[order], f'{vector}, {k}')
+"""
 _FIELDS = {'vector': 'neighbour', 'scaling': 'within_class'}
 
 
@@ -265,6 +295,35 @@ def test_a_score_is_its_own(generator):
   )
   for a, b in zip(scorer.score(mixed, model), whole, strict=True):
     np.testing.assert_array_equal(a[:-1], b)
+
+
+def test_a_score_is_its_own_at_the_end_of_a_block(command, environment):
+  # Compiled as for users: what rounds otherwise there is a matter of that.
+  subprocess.run(
+    [sys.executable, command], env={**environment, 'XLA_FLAGS': ''}, check=True
+  )
+
+
+@pytest.mark.parametrize('unit', [1e-19, 1e-12, 1e17, 1e19])
+def test_directions_of_any_size(generator, unit):
+  train, found = _features(generator), _features(generator, 100)
+  train, found = (
+    f._replace(logits=unit * f.logits, latent=unit * f.latent)
+    for f in (train, found)
+  )
+  fields = {'vector': 'neighbour', 'scaling': 'within_class', 'tail_size': 20}
+  model = weibull.fit(train, **fields)
+  _, own, label = _nearest(train, found)
+  mean = [np.sqrt(own[label == i]).mean() for i in range(4)]
+  np.testing.assert_allclose(model.part_mean[:, 0], mean, rtol=1e-5)
+  alone = model._replace(part_deviation=model.part_deviation.copy())
+  alone.part_deviation[:, 1:] = np.inf
+  np.testing.assert_allclose(
+    scorer.distances(found, alone),
+    _nearest_part(train, found),
+    rtol=2e-4,
+    atol=2e-4,
+  )
 
 
 @pytest.mark.parametrize('vector', ['joint', 'evidence', 'neighbour'])

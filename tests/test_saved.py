@@ -161,3 +161,54 @@ def test_a_member_that_is_no_array(tmp_path):
     archive.writestr('test/logits.npy', b'no array')
   with pytest.raises(types.UserError, match='holds no features'):
     saved.read_features(path)
+
+
+@pytest.mark.parametrize('vector', weibull.VECTORS)
+def test_a_model_alone(tmp_path, generator, vector):
+  label = np.arange(200) % 4
+  features = types.Features(
+    generator.normal(size=(200, 4)) + 9 * np.eye(4)[label],
+    generator.normal(size=(200, 3)) + label[:, None],
+    label,
+  )
+  model = weibull.fit(features, vector=vector, tail_size=20)
+  path = tmp_path / 'model.npz'
+  saved.write_model(path, model)
+  found = saved.read_model(path)
+  for name, value in model._asdict().items():
+    np.testing.assert_array_equal(getattr(found, name), value)
+  assert hash(found.latent_width) == hash(model.latent_width)
+  assert found.vector == vector
+
+
+@pytest.mark.parametrize(
+  ('changed', 'words'),
+  [
+    (
+      {'shape': np.ones(3)},
+      r'shape is float64 of shape \[3\], needed .* \[4\]',
+    ),
+    ({'dead': np.full(4, 'no')}, 'dead is <U2'),
+    ({'exemplar_count': np.ones(4)}, r'shape \[4\], needed .* \[0\]'),
+    ({'mav': np.ones(4)}, 'holds no model'),
+    ({'vector': 'pixels'}, "'pixels'"),
+  ],
+)
+def test_what_is_no_model(tmp_path, generator, changed, words):
+  label = np.arange(80) % 4
+  logits = generator.normal(size=(80, 4)) + 9 * np.eye(4)[label]
+  features = types.Features(logits, np.zeros((80, 0)), label)
+  model = weibull.fit(features, vector='logits', tail_size=10)
+  path = tmp_path / 'model.npz'
+  saved.write_model(path, model._replace(**changed))
+  with pytest.raises(types.UserError, match=words) as caught:
+    saved.read_model(path)
+  assert str(path) in str(caught.value)
+
+
+def test_no_file_of_a_model(tmp_path):
+  with pytest.raises(types.UserError, match='No such file'):
+    saved.read_model(tmp_path / 'none.npz')
+  saved.write_features(tmp_path / 'x.npz', {})
+  with pytest.raises(types.UserError, match='holds no model'):
+    saved.read_model(tmp_path / 'x.npz')

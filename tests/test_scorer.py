@@ -1,5 +1,7 @@
 """The scorer against a float64 NumPy version, and the laws of a score."""
 
+import warnings
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -471,3 +473,16 @@ def test_blocks_are_larger_on_a_gpu(widest, on_cpu, on_gpu):
     assert scorer._rows(widest, platform) == rows
     # 16 MiB of float32 at most.
     assert rows * widest <= 2**22
+
+
+@pytest.mark.parametrize('latent', [1e30, 1e39])
+def test_too_large_for_float32(latent):
+  features, model = _model_for('crosr')
+  large = features.latent.astype(float)
+  large[5, 0] = latent
+  with (
+    warnings.catch_warnings(),
+    pytest.raises(types.UserError, match='sample 5 are too large for float32'),
+  ):
+    warnings.simplefilter('error')
+    scorer.score(features._replace(latent=large), model)

@@ -105,6 +105,21 @@ def test_words(digits):
     OpenSetClassifier().fit(train, names.astype(object)[label])
 
 
+def test_whole_numbers_of_any_kind(digits):
+  train, _, label, _, strange = digits
+  names = label.astype(np.uint64) + np.uint64(2**63 + 1)
+  model = OpenSetClassifier().fit(train, names)
+  expected = OpenSetClassifier().fit(train, label).predict(strange)
+  found = model.predict(strange)
+  for a, b in zip(found, expected, strict=True):
+    assert a == (-1 if b < 0 else int(b) + 2**63 + 1)
+  # Whoever is in the batch.
+  model.fit(train[label < 2], label[label < 2] > 0)
+  both = model.predict(train[label < 2])
+  assert {-1, 0, 1} == set(both)
+  assert both.dtype == model.predict(train[label < 2][both >= 0]).dtype
+
+
 def test_against_scipy():
   """Two classes on a line, by the formula and SciPy's own Weibull."""
   generator = np.random.default_rng(0)
@@ -144,6 +159,7 @@ def test_errors(digits):
     ({'vector': 'latent'}, 'vector'),
     ({'tail': 'auto'}, "tail='auto'"),
     ({'unknown_label': 'none'}, 'another kind'),
+    ({'unknown_label': [1]}, r'\[1\] is no single label'),
     (
       {'estimator': svm.SVC(decision_function_shape='ovo')},
       '21 decision values for 7 classes',

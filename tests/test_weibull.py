@@ -555,3 +555,27 @@ def test_two_samples_of_a_class_have_no_tail(seed):
     pytest.raises(ValueError, match=r'class 1: the 2 distances .* all equal'),
   ):
     weibull.fit(features, tail_size=20)
+
+
+def test_few_or_close_distances():
+  with pytest.raises(types.UserError, match='class 0: 1 distances, at least 2'):
+    weibull.fit_tails([[1.0]], tail_size=2)
+  distances = np.random.default_rng(0).gamma(2, 1e-15, (2, 100))
+  with pytest.raises(types.UserError, match='keeps no digits beside 1; multi'):
+    weibull.fit_tails(distances, tail_size=20)
+  weibull.fit_tails(distances, tail_size=20, translate=1e-15)
+
+
+@pytest.mark.parametrize('label', [np.nan, np.inf, -np.inf, 0.5])
+def test_labels_that_are_none(generator, label):
+  labels = np.arange(40) % 2 + np.zeros(40)
+  labels[3] = label
+  features = types.Features(
+    generator.normal(size=(40, 2)), np.zeros((40, 0)), labels
+  )
+  with (
+    warnings.catch_warnings(),
+    pytest.raises(types.UsageError, match=r'label of sample 3 is .* whole'),
+  ):
+    warnings.simplefilter('error')
+    weibull.fit(features, tail_size=20)
