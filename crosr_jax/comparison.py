@@ -272,4 +272,6 @@ def _nets(runs: Sequence[Run]) -> comparison.Nets | None:
     title = rows.SYSTEMS[models.SYSTEMS[lateral]]
     parts = summary.rows(net, info['image_shape'])
     nets.append(architecture.Net(title, parts))
-  return comparison.Nets(nets, tuple(info['image_shape']))
+  return comparison.Nets(
+    nets, tuple(info['image_shape']), run.config.model.members
+  )

@@ -783,6 +783,7 @@ def _material(
     threshold=scored.thresholds,
     decided=scored.decided,
     reconstruct=reconstruct,
+    followed=scored.threshold if scored.decision == 'calibrated' else None,
     generated=shown,
     tail=scored.tail,
   )

@@ -64,14 +64,18 @@ _IDENTITY = 0.95  # how far LadderNet's laterals reach
 
 
 def draw(
-  nets: Sequence[Net], image_shape: Sequence[int]
+  nets: Sequence[Net], image_shape: Sequence[int], members: int = 1
 ) -> material_lib.Picture:
   """All nets on one floor.
 
   Args:
     nets: from the plain classifier up.
     image_shape: [H, W, C].
+    members: nets that answer as one, of which one is drawn.
   """
+  of = (
+    f', of each of the {members} nets that answer as one' if members > 1 else ''
+  )
   with matplotlib.rc_context(style.settings()):
     png = style.png(figure_of(nets, image_shape))
   return material_lib.Picture(
@@ -82,8 +86,8 @@ def draw(
     'comes down to the reconstruction: LadderNet with the block as it is, '
     'DHRNet through a narrow code, which is what CROSR measures beside the '
     'logits. In each part: shape of its output (of a bottleneck, that of its '
-    'code), trained parameters, multiply-adds for one image; counted from the '
-    'modules themselves.',
+    f'code), trained parameters, multiply-adds for one image{of}; counted from '
+    'the modules themselves.',
     png,
   )
 

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from crosr_jax import files, report
@@ -21,11 +21,22 @@ NOT_YET = 'not yet run'
 _DRAWN = ('macro_f1_half', 'auroc', 'macro_f1', 'macro_f1_tpr95', 'oscr')
 
 
+# How a net is that answers to one upright image, as those of the papers do.
+_PLAIN = {
+  'rotation_classes': [],
+  'eval_rotations': False,
+  'eval_mirror': False,
+  'eval_shift': 0,
+  'members': 1,
+}
+
+
 class Nets(NamedTuple):
   """What the picture of the nets is drawn from."""
 
   nets: Sequence[Any]  # of architecture.Net
   image_shape: tuple[int, ...]  # H, W, C
+  members: int = 1  # that answer as one
 
 
 class Cell(NamedTuple):
@@ -95,6 +106,9 @@ def write(
     }
   )
   text = json.dumps(result, indent=2, allow_nan=False)
+  # Comes back last of all: none of a former comparison stays beside figures
+  # that it is not of.
+  (root / 'compare.html').unlink(missing_ok=True)
   files.write_text(root / 'compare.json', text + '\n')
   drawn = _draw(result, nets) if pictures else []
   for picture in drawn:
@@ -116,7 +130,7 @@ def _draw(result: dict, nets: Nets | None) -> list[material_lib.Picture]:
     dots.draw(result, key) for key in result['readings'] if key in _DRAWN
   ]
   if nets:
-    found.append(architecture.draw(nets.nets, nets.image_shape))
+    found.append(architecture.draw(*nets))
   return [picture for picture in found if picture]
 
 
@@ -137,8 +151,8 @@ def _systems(
         'system': system,
         'title': rows.SYSTEMS[system],
         'changes': changes[system],
-        'parameters': done[0].get('parameters') if done else None,
-        'activation_width': done[0].get('activation_width') if done else None,
+        'parameters': _common(r.get('parameters') for r in done),
+        'activation_width': _common(r.get('activation_width') for r in done),
         'closed_set_accuracy': rows.summary(
           [r['closed_set_accuracy'] for r in done]
         ),
@@ -157,6 +171,12 @@ def _systems(
   return found
 
 
+def _common(values: Iterable[Any]) -> Any:
+  """What all of them are; None where they differ."""
+  found = set(values)
+  return found.pop() if len(found) == 1 else None
+
+
 def _seconds(report: dict) -> float:
   """Of all trainings of a run, and what else came before the scores."""
   stages = report.get('counterfactual', {}).get('seconds', {})
@@ -168,36 +188,54 @@ def _facts(cases: Sequence[rows.Case]) -> list[str]:
   done = [case.report for case in cases if case.report]
   if not done:
     return []
-  first = done[0]
-  known = len(first.get('class_names') or ())
+  known = _span(len(r.get('class_names') or ()) for r in done)
   devices = ', '.join(dict.fromkeys(str(r.get('device')) for r in done))
   steps = ', '.join(
     dict.fromkeys(words.count(r['train'].get('steps')) for r in done)
   )
   return [
     f'{known} known classes, {steps} steps each, on {devices}.',
-    *_sizes(first['unknown']),
+    *_sizes([r['unknown'] for r in done]),
   ]
 
 
-def _sizes(unknown: dict[str, dict]) -> list[str]:
+def _sizes(runs: Sequence[dict[str, dict]]) -> list[str]:
   """How many samples were told apart; sets of one size together."""
-  names: dict[tuple, list[str]] = {}
-  for name, entry in unknown.items():
-    size = (entry.get('n_known'), entry.get('n_unknown'))
-    names.setdefault(size, []).append(name)
+  sizes: dict[tuple[str, str], list[str]] = {}
+  for name in dict.fromkeys(name for run in runs for name in run):
+    entries = [run[name] for run in runs if name in run]
+    known, unknown = (
+      _span(entry.get(key) for entry in entries)
+      for key in ('n_known', 'n_unknown')
+    )
+    sizes.setdefault((known, unknown), []).append(name)
   return [
-    f'{", ".join(found)}: {words.count(known)} known and {words.count(n)} '
-    'unknown samples.'
-    for (known, n), found in names.items()
+    f'{", ".join(names)}: {known} known and {unknown} unknown samples.'
+    for (known, unknown), names in sizes.items()
   ]
+
+
+def _span(values: Iterable[int | None]) -> str:
+  """'5,899', or '5,848 to 5,971' where runs differ."""
+  found = {value for value in values if value is not None}
+  if not found:
+    return words.DASH
+  ends = dict.fromkeys((min(found), max(found)))
+  return ' to '.join(map(words.count, ends))
 
 
 def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
   """What every run warns of, and what is missing."""
-  finished = [case.report.get('notes') or [] for case in cases if case.report]
-  # In the order of the runs; what only some warn of is told all the same.
-  told = list(dict.fromkeys(note for notes in finished for note in notes))
+  # In the order of the runs; what only some warn of is told of these.
+  folders: dict[str, list[str]] = {}
+  finished = {case.folder: case.report for case in cases if case.report}
+  for folder, found in finished.items():
+    for note in found.get('notes') or []:
+      folders.setdefault(note, []).append(folder)
+  told = [
+    note if len(where) == len(finished) else f'{", ".join(where)}: {note}'
+    for note, where in folders.items()
+  ]
   missing = [case.folder for case in cases if case.report is None]
   notes = []
   if missing:
@@ -208,6 +246,17 @@ def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
     notes.append(
       f'Published figures are means of {published.NUM_SPLITS} class splits, '
       f'ours here of {done}: they do not compare.'
+    )
+  more = dict.fromkeys(
+    f'{name}={value}'
+    for found in finished.values()
+    for name, value in found.get('config', {}).get('model', {}).items()
+    if name in _PLAIN and value != _PLAIN[name]
+  )
+  if table['benchmark'] and more:
+    notes.append(
+      f'Nets here have {", ".join(more)}, those of published figures have not: '
+      'a difference is not of the score alone.'
     )
   if done == 1:
     notes.append(

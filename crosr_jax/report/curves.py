@@ -19,24 +19,34 @@ def unknown_scores(material: Material) -> material_lib.Picture:
   method = material_lib.lead(material.scores)
   scores = material.scores[method]
   names = material_lib.unknown_names(material)
-  threshold = material.threshold.get(method)
+  # Each with its dash; at 0 the probability of unknown is one half.
+  marks = [
+    (mark, dash, text)
+    for mark, dash, text in (
+      (0.0, ':', 'probability of unknown = one half'),
+      (
+        material.threshold.get(method),
+        '--',
+        'threshold: keeps 95 % of held-out known samples',
+      ),
+      (material.followed, '-.', "threshold of the run's decision"),
+    )
+    if mark is not None
+  ]
   fig, grid = style.panels(len(names))
   for i, (ax, name) in enumerate(zip(grid, names, strict=True)):
     _histograms(
       ax,
       scores['test'].unknown_score,
       scores[name].unknown_score,
-      threshold,
+      marks,
       style.label(name),
       style.unknown_colour(i),
     )
-  for dash, text in (
-    ('--', 'threshold: keeps 95 % of held-out known samples'),
-    (':', 'probability of unknown = one half'),
-  ):
+  for _, dash, text in marks:
     grid[0].plot([], [], color=style.INK, linestyle=dash, label=text)
   fig.legend(
-    handles=grid[0].lines[-2:],
+    handles=grid[0].lines[-len(marks) :],
     loc='outside lower center',
     ncols=min(2, len(names)),
   )
@@ -46,17 +56,15 @@ def unknown_scores(material: Material) -> material_lib.Picture:
     f'How strange each sample looks to {words.method_title(method)}: known '
     'test samples should lie left, unknown ones right, with little overlap. '
     'The axis is linear near 0 and logarithmic beyond 1; far outliers are '
-    'piled up in the first and last bar. Dashed: the threshold that keeps '
-    '95 % of held-out known samples. Dotted: 0, where the probability of '
-    'unknown is one half.',
+    'piled up in the first and last bar.',
     style.png(fig),
   )
 
 
-def _histograms(ax, known, unknown, threshold, name, colour) -> None:
+def _histograms(ax, known, unknown, marks, name, colour) -> None:
   sides = np.arcsinh(known, dtype=float), np.arcsinh(unknown, dtype=float)
-  marks = [0.0] if threshold is None else [0.0, float(np.arcsinh(threshold))]
-  low, high = limits(*sides, np.asarray(marks))
+  where = np.arcsinh([mark for mark, *_ in marks], dtype=float)
+  low, high = limits(*sides, where)
   labels = (f'known test ({len(known):,})', f'{name} ({len(unknown):,})')
   hues = (style.KNOWN, colour)
   for values, text, hue in zip(sides, labels, hues, strict=True):
@@ -71,8 +79,8 @@ def _histograms(ax, known, unknown, threshold, name, colour) -> None:
       linewidth=0.6,
       histtype='stepfilled',
     )
-  for mark, dash in zip(marks, (':', '--'), strict=False):
-    ax.axvline(mark, color=style.INK, linestyle=dash, linewidth=1.2)
+  for x, (_, dash, _) in zip(where, marks, strict=True):
+    ax.axvline(float(x), color=style.INK, linestyle=dash, linewidth=1.2)
   ax.set_xticks(*score_ticks(low, high))
   ax.set(xlim=(low, high), xlabel='unknown score', ylabel='% of samples')
   ax.legend(loc='lower left', bbox_to_anchor=(-0.02, 1), ncols=2)

@@ -28,11 +28,13 @@ def embedding(
     return None
   logits = [material.features[name].logits[i] for name, i in rows.items()]
   joint = [material.activation[name][i] for name, i in rows.items()]
-  shown = [('Logits y alone', logits)]
+  shown, added = [('Logits y alone', logits)], ''
   latent = material.features['test'].latent.shape[1]
   if more := joint[0].shape[1] - logits[0].shape[1]:
-    named = '[y, z]' if more == latent else '[y, z, log error]'
+    has_error = more > latent
+    named = '[y, z, log error]' if has_error else '[y, z]'
     shown.append((f'Activation vector {named}', joint))
+    added = 'codes z and the reconstruction error' if has_error else 'codes z'
   fig, grid = style.panels(len(shown), width=5.0, height=4.7)
   for ax, (title, parts) in zip(grid, shown, strict=True):
     point = place(np.concatenate(parts), seed)
@@ -48,23 +50,22 @@ def embedding(
   return material_lib.Picture(
     'map',
     'Map of the samples',
-    _caption(rows, classes, k, with_latents=len(shown) > 1),
+    _caption(rows, classes, k, added),
     style.png(fig),
   )
 
 
 def _caption(
-  rows: dict, classes: np.ndarray, num_classes: int, *, with_latents: bool
+  rows: dict, classes: np.ndarray, num_classes: int, added: str
 ) -> str:
   count = sum(map(len, rows.values()))
   some = ''
   if len(classes) < num_classes:
     some = f' {len(classes)} of {num_classes:,} known classes are drawn.'
-  added = ''
-  if with_latents:
+  if added:
     added = (
       ' Crosses that leave the clusters on the right but not on the left are '
-      'what the latents z add.'
+      f'what {added} add, and that each coordinate has its own unit there.'
     )
   return (
     f't-SNE of {count:,} samples: known test samples coloured by class, '
@@ -138,7 +139,7 @@ def _draw_known(ax: axes.Axes, point, label, classes, class_names) -> None:
 def _cross(index: int) -> dict:
   """Marker of an unknown set: its colour, darkened, as classes are not."""
   return {
-    'color': np.multiply(style.rgb(style.unknown_colour(index)), 0.6),
+    'color': style.dark(style.unknown_colour(index)),
     'marker': _CROSSES[index % len(_CROSSES)],
     'linestyle': '',
     'markersize': 4.5,

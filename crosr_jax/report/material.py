@@ -66,6 +66,8 @@ class Material(NamedTuple):
   decided: dict[str, np.ndarray]
   # uint8 images -> uint8 reconstructions; None where the net has no lateral
   reconstruct: Callable[[np.ndarray], np.ndarray] | None
+  # threshold of the run's decision, where it has one that is none of those
+  followed: float | None = None
   # None where the net saw no generated unknowns
   generated: Generated | None = None
   # None where the tail was given, not chosen

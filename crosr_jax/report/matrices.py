@@ -43,8 +43,8 @@ def confusion(material: Material) -> material_lib.Picture:
     'Confusion',
     f'Rows: truth; columns: answer of {words.method_title(method)} '
     '(argmax of the K + 1 probabilities), unknown last. Colour is the '
-    'share of the row, so a good matrix is a dark diagonal; a dark cell in '
-    f'the last row is a class that attracts unknowns.{some}',
+    'root of the share of the row, so a good matrix is a dark diagonal; a '
+    f'dark cell in the last row is a class that attracts unknowns.{some}',
     style.png(fig),
   )
 

@@ -119,7 +119,8 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
     'by': 'split' if is_split else 'seed',
     'labels': labels,
     'sets': sets,
-    'readings': readings('split' if is_split else 'seed'),
+    # Of no set there is none.
+    'readings': readings('split' if is_split else 'seed') if sets else [],
     'rows': rows,
   }
 

@@ -139,7 +139,7 @@ def mistakes(material: Material) -> material_lib.Picture | None:
     'mistakes',
     'Mistakes',
     f'The worst errors of {words.method_title(method)}, worst first: '
-    ' unknown samples accepted with the lowest unknown scores, '
+    'unknown samples accepted with the lowest unknown scores, '
     'under each the class it was taken for; known test samples rejected with '
     'the highest, under each its true class; and the score. A set without a '
     'row has no such error.',

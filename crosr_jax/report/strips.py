@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib import axes, figure
+from matplotlib.backends import backend_agg
 
 from crosr_jax.report import style
 
@@ -12,8 +13,11 @@ COLUMNS = 10
 # In inches.
 _TILE = 0.68
 _GAP = 0.06
-_LETTER = 0.078
+_MARGIN = 0.7, 3.2
 _LINE = 0.135
+
+# Sizes of letters, in points.
+_TITLE, _CAPTION = 9, 7
 
 
 class Strip(NamedTuple):
@@ -35,7 +39,11 @@ def sheet(strips: list[Strip]) -> figure.Figure:
   _, h, w, _ = strips[0].image.shape
   tile = _TILE * h / w
   heights = [tile + _GAP + 2.4 * _LINE * bool(s.captions) for s in strips]
-  margin = _margin(strips)
+  letters = _Letters()
+  lines = [x for s in strips for x in s.title.split('\n')]
+  least, most = _MARGIN
+  margin = 0.25 + max(letters.width(x, _TITLE) for x in lines)
+  margin = min(max(margin, least), most)
   width = margin + COLUMNS * (_TILE + _GAP)
   total = sum(heights) + _GAP
   fig = figure.Figure(figsize=(width, total))
@@ -44,28 +52,50 @@ def sheet(strips: list[Strip]) -> figure.Figure:
   ax.set_axis_off()
   top = _GAP
   for strip, height in zip(strips, heights, strict=True):
-    _draw(ax, strip, (margin, top), tile)
+    _draw(ax, strip, (margin, top), tile, letters)
     top += height
   ax.set(xlim=(0, width), ylim=(total, 0), aspect='auto')
   return fig
 
 
-def _margin(strips: list[Strip]) -> float:
-  """Room for the longest line of a title."""
-  lines = [line for strip in strips for line in strip.title.split('\n')]
-  return max(0.7, 0.25 + _LETTER * max(map(len, lines)))
+class _Letters:
+  """How wide a font draws them."""
+
+  def __init__(self) -> None:
+    canvas = backend_agg.FigureCanvasAgg(figure.Figure(dpi=style.DPI))
+    self._text = canvas.figure.text(0, 0, '')
+    self._renderer = canvas.get_renderer()
+
+  def width(self, line: str, size: float) -> float:
+    """In inches."""
+    self._text.set(text=line, fontsize=size)
+    with style.any_letters():
+      return self._text.get_window_extent(self._renderer).width / style.DPI
+
+  def fitted(self, text: str, size: float, width: float) -> str:
+    """Its lines, cut where they are wider than so many inches."""
+    lines = []
+    for line in text.split('\n'):
+      cut = line
+      while len(cut) > 1 and self.width(cut, size) > width:
+        cut = cut.removesuffix('…')[:-1] + '…'
+      lines.append(cut)
+    return '\n'.join(lines)
 
 
-def _draw(ax: axes.Axes, strip: Strip, corner: tuple, tile: float) -> None:
+def _draw(
+  ax: axes.Axes, strip: Strip, corner: tuple, tile: float, letters: _Letters
+) -> None:
   """Draws one row; its images start at `corner` and are `tile` high."""
   margin, top = corner
   ax.text(
     margin - 0.1,
     top + tile / 2,
-    strip.title,
+    letters.fitted(strip.title, _TITLE, margin - 0.15),
     ha='right',
     va='center',
-    color=strip.colour,
+    fontsize=_TITLE,
+    color=style.dark(strip.colour),
     linespacing=1.3,
   )
   # Small images keep their pixels; only a large one is smoothed on shrinking.
@@ -81,9 +111,9 @@ def _draw(ax: axes.Axes, strip: Strip, corner: tuple, tile: float) -> None:
       ax.text(
         left + _TILE / 2,
         top + tile + 0.03,
-        strip.captions[i],
+        letters.fitted(strip.captions[i], _CAPTION, _TILE + _GAP / 2),
         ha='center',
         va='top',
-        fontsize=7,
+        fontsize=_CAPTION,
         linespacing=1.25,
       )

@@ -4,8 +4,10 @@ Colours are told apart by colour-blind readers too: Okabe and Ito's for sets,
 Tol's muted ones (and line styles) for methods.
 """
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from matplotlib import (
@@ -74,9 +76,10 @@ def class_colours(count: int) -> np.ndarray:
   return colormaps['tab20'](np.arange(count))
 
 
-def rgb(colour: str) -> tuple[float, float, float]:
-  """'#rrggbb' as numbers from 0 to 1."""
-  return colors.to_rgb(colour)
+def dark(colour: str) -> tuple[float, float, float]:
+  """A colour for lines and letters on white, from 0 to 1."""
+  r, g, b = colors.to_rgb(colour)
+  return 0.6 * r, 0.6 * g, 0.6 * b
 
 
 def method_line(index: int, *, lead: bool) -> dict:
@@ -112,13 +115,19 @@ def panels(
   return fig, list(grid[:count])
 
 
+@contextlib.contextmanager
+def any_letters() -> Iterator[None]:
+  """No warning where a letter that no installed font has becomes a box."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', message='Glyph')
+    warnings.filterwarnings('ignore', message='Matplotlib currently does not')
+    yield
+
+
 def png(fig: figure.Figure) -> bytes:
   """The picture's file; the same drawing gives the same bytes."""
   buffer = io.BytesIO()
-  with warnings.catch_warnings():
-    # A letter that no installed font has is drawn as a box.
-    warnings.filterwarnings('ignore', message='Glyph')
-    warnings.filterwarnings('ignore', message='Matplotlib currently does not')
+  with any_letters():
     fig.savefig(buffer, format='png', dpi=DPI, metadata={'Software': None})
   return buffer.getvalue()
 

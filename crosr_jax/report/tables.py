@@ -146,8 +146,10 @@ def beside(report: dict) -> Table | None:
       figure = figures[name]
       readings[figure.reading] = None
       ours = report['unknown'][name].get(method, {}).get(figure.reading)
-      above = ours is not None and ours >= figure.value
-      text = f'{words.decimal(ours)} / {words.decimal(figure.value)}'
+      # As printed, so that what looks tied is tied.
+      texts = words.decimal(ours), words.decimal(figure.value)
+      above = ours is not None and float(texts[0]) >= float(texts[1])
+      text = ' / '.join(texts)
       cells.append(Cell(text, above))
     title = f'{words.method_title(method)} ({figure.source})'
     rows.append((title, cells))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from crosr_jax import types
+from crosr_jax import types, weibull
 from crosr_jax.report import material as material_lib
 from crosr_jax.report import style
 
@@ -44,7 +44,10 @@ def tail(material: material_lib.Material) -> material_lib.Picture | None:
   ax.set_xscale('log')
   ax.set_xticks(share, [f'{100 * s:g} %' for s in share], minor=False)
   ax.set_xticks([], minor=True)
-  ax.set(xlabel='tail: share of each class that the Weibull is fitted on')
+  ax.set(
+    xlabel='tail: share of each class that the Weibull is fitted on, at least '
+    f'{weibull.SMALLEST_SHARED_TAIL} samples'
+  )
   ax.set(ylabel='known samples rejected by argmax', ylim=(0, None))
   ax.yaxis.set_major_formatter(lambda y, _: f'{100 * y:g} %')
   ax.grid(color='#eeeeee')

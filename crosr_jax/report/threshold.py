@@ -27,18 +27,19 @@ def f1_threshold(material: Material) -> material_lib.Picture:
     if method in material.threshold:
       held_out = np.asarray([material.threshold[method]])
       _mark(ax, *f1_curve(material, name, held_out), 'o', colour)
+    if material.followed is not None:
+      held_out = np.asarray([material.followed])
+      _mark(ax, *f1_curve(material, name, held_out), 'D', colour)
   fig.legend(loc='outside upper left', ncols=3)
-  marks = (
-    _mark(ax, [], [], 'o', 'white', 'threshold from held-out known samples'),
-    _mark(
-      ax,
-      [],
-      [],
-      '*',
-      'white',
-      'oracle: picked on the test unknowns, shown only, never used',
-    ),
-  )
+  followed = material.followed is not None
+  marks = [
+    _mark(ax, [], [], form, 'white', text)
+    for form, text in (
+      ('o', 'threshold that keeps 95 % of held-out known samples'),
+      *([('D', "threshold of the run's decision")] if followed else []),
+      ('*', 'oracle: picked on the test unknowns, shown only, never used'),
+    )
+  ]
   fig.legend(handles=marks, loc='outside lower left', labelspacing=0.9)
   ax.set(xlabel='share of known test samples rejected', ylabel='macro F1')
   ax.set(xlim=(-0.015, 1), ylim=(0, 1.03))
@@ -47,9 +48,10 @@ def f1_threshold(material: Material) -> material_lib.Picture:
     'f1_threshold',
     'Macro F1 and the threshold',
     f'What any threshold on the score of {words.method_title(method)} would '
-    'give. Circles: the threshold chosen on held-out known samples, the only '
-    'one that may be used. Stars: an oracle picked on the test unknowns, '
-    'shown only to tell how much a better threshold could gain.',
+    'give. Circles: the threshold that keeps 95 % of held-out known samples. '
+    + ("Diamonds: that of the run's decision. " if followed else '')
+    + 'Stars: an oracle picked on the test unknowns, shown only to tell how '
+    'much a better threshold could gain.',
     style.png(fig),
   )
 

@@ -65,4 +65,6 @@ def _curve(ax: axes.Axes, rows, key, text, colour, form='-') -> None:
   # A long log is shown as means of equal stretches, so that it stays legible.
   parts = np.array_split(points, min(_POINTS, len(points)))
   points = np.stack([part.mean(axis=0) for part in parts])
+  # A line of one point is none.
+  form = form if len(points) > 1 else 'o'
   ax.plot(*points.T, form, color=colour, label=text, markersize=3)

@@ -119,7 +119,7 @@ def size(shape: Sequence[int]) -> str:
 def short(number: int) -> str:
   """Three digits and a unit: '832', '9.25 k', '1.81 M'."""
   for unit, name in ((10**12, 'T'), (10**9, 'G'), (10**6, 'M'), (10**3, 'k')):
-    if number >= unit:
+    if number >= 0.9995 * unit:
       return f'{number / unit:.3g} {name}'
   return str(number)
 
