@@ -27,6 +27,7 @@ from crosr_jax.report import (
 from crosr_jax.report import comparison as pages
 
 _READINGS = [reading.key for reading in words.READINGS]
+_METHODS = ('softmax', 'max_logit', 'openmax', 'crosr_published', 'crosr')
 
 
 @pytest.mark.parametrize(
@@ -728,8 +729,7 @@ def test_some_of_the_splits_do_not_compare(tmp_path):
 
 
 def test_controls_are_explained_where_there_are_some(tmp_path):
-  methods = ('softmax', 'max_logit', 'openmax', 'crosr_published', 'crosr')
-  report = _report(**dict.fromkeys(methods, 0.5))
+  report = _report(**dict.fromkeys(_METHODS, 0.5))
   for system, there in (('dhrnet', False), ('dhrnet_w0', True)):
     _write(tmp_path, [_case(system, report)])
     page = (tmp_path / 'compare.html').read_text()
@@ -748,3 +748,62 @@ def test_fields_are_looked_at_before_any_run(tmp_path):
   config.scorer.decision = 'haf'
   with pytest.raises(types.UsageError, match='decision must be one of'):
     comparison.plan(config, 'x', tmp_path)
+
+
+def test_runs_of_several_sizes_and_nets_are_told_so(tmp_path):
+  cases = []
+  for split, (known, names, parameters) in enumerate(
+    [(5_899, 'abc', 12_000), (5_848, 'abc', 12_000), (5_971, 'abcd', 12_500)]
+  ):
+    found = _report(['mnist_unknown', 'b'], **dict.fromkeys(_METHODS, 0.9))
+    found['unknown'] = {
+      name: {**entry, 'n_known': known}
+      for name, entry in found['unknown'].items()
+    }
+    found['unknown']['b']['n_unknown'] = 20 + split // 2
+    found |= {'class_names': list(names), 'parameters': parameters}
+    found['config'] = {'model': {'rotation_classes': [90], 'eval_shift': 0}}
+    found['notes'].append('of the first two' if split < 2 else 'of the third')
+    folder = f'split{split}'
+    cases.append(rows.Case('dhrnet', 0, split, found, folder))
+  result = pages.write(
+    tmp_path, 'x', cases, benchmark='mnist_split', changes={'dhrnet': {}},
+    pictures=False,
+  )  # fmt: skip
+  assert result['facts'] == [
+    '3 to 4 known classes, 3 steps each, on cpu.',
+    'mnist_unknown: 5,848 to 5,971 known and 20 unknown samples.',
+    'b: 5,848 to 5,971 known and 20 to 21 unknown samples.',
+  ]
+  assert result['systems'][0]['parameters'] is None
+  assert result['notes'][-3:] == [
+    'all warn of this',
+    'split0, split1: of the first two',
+    'split2: of the third',
+  ]
+  told = 'Nets here have rotation_classes=[90], those of published figures'
+  assert any(note.startswith(told) for note in result['notes'])
+
+
+def test_no_page_of_a_former_comparison_stays(tmp_path, monkeypatch):
+  cases = [_case('dhrnet', _report(**dict.fromkeys(_METHODS, 0.9)))]
+  write = functools.partial(
+    pages.write, tmp_path, 'x', cases, changes={'dhrnet': {}}
+  )
+  write(pictures=False)
+  assert (tmp_path / 'compare.html').exists()
+
+  def full(*_):
+    raise OSError('No space left on device')
+
+  monkeypatch.setattr(dots, 'draw', full)
+  with pytest.raises(OSError, match='No space left'):
+    write()
+  assert not (tmp_path / 'compare.html').exists()
+
+
+def test_nothing_run_yet_of_a_config_that_nobody_published(tmp_path):
+  cases = [_case('dhrnet', None)]
+  result = pages.write(tmp_path, 'x', cases, changes={'dhrnet': {}})
+  assert not result['sets'] and not pages.sections(result)
+  assert 'not yet run' in (tmp_path / 'compare.md').read_text().lower()
