@@ -25,10 +25,18 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
   """Measures and prints."""
   parser = timing.parser(__doc__)
-  parser.add_argument('--workdir', required=True, help='a finished run')
+  parser.add_argument(
+    '--workdir', type=pathlib.Path, required=True, help='a finished run'
+  )
   parser.add_argument('--jobs', type=int, default=1, help='of configs/digits')
   arguments = parser.parse_args()
-  workdir = pathlib.Path(arguments.workdir).resolve()
+  from crosr_jax import saved, types
+
+  workdir = arguments.workdir.resolve()
+  try:
+    saved.load_info(workdir)
+  except types.UserError as error:
+    parser.error(str(error))
   with tempfile.TemporaryDirectory() as folder:
     tables = _tables(workdir, pathlib.Path(folder), arguments)
   timing.write(arguments.output, tables)

@@ -9,8 +9,6 @@ takes. The job streams: what grows is that list, a digest of each image, and
 features.
 """
 
-import argparse
-import json
 import os
 import pathlib
 import resource
@@ -19,6 +17,7 @@ import sys
 import tempfile
 
 import numpy as np
+import timing
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,14 +32,16 @@ _JOB = [
 
 def main() -> None:
   """Measures and prints."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = timing.parser(__doc__, rounds=False)
+  parser.add_argument(
+    '--counts',
+    type=timing.numbers(),
+    default='20000,200000',
+    help='of files',
   )
-  parser.add_argument('--counts', default='20000,200000', help='of files')
-  parser.add_argument('--output', default='', help='JSON file for the figures')
   arguments = parser.parse_args()
   rows = []
-  for count in map(int, arguments.counts.split(',')):
+  for count in arguments.counts:
     with tempfile.TemporaryDirectory() as folder:
       rows.append(_measure(count, pathlib.Path(folder)))
     print(
@@ -51,8 +52,7 @@ def main() -> None:
   first, last = rows[0], rows[-1]
   without = [row['peak_mib'] - row['paths_mib'] for row in (first, last)]
   print(f'without the paths: {without[1] / without[0]:.3f} times as much')
-  if arguments.output:
-    pathlib.Path(arguments.output).write_text(json.dumps(rows, indent=2))
+  timing.save(arguments.output, rows)
 
 
 def _measure(count: int, folder: pathlib.Path) -> dict[str, float]:

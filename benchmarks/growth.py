@@ -31,7 +31,9 @@ _QUANTITIES = ('fit, s', 'score, s', 'fit, MiB', 'score, MiB')
 def main() -> None:
   """Measures, prints and draws."""
   parser = timing.parser(__doc__)
-  parser.add_argument('--picture', default='', help='PNG file')
+  parser.add_argument(
+    '--picture', type=timing.writable, default='', help='PNG file'
+  )
   arguments = parser.parse_args()
   curves, slopes = {}, {}
   for axis, values in _STEPS.items():

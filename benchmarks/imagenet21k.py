@@ -11,8 +11,6 @@ float64 and half of that in float32, as scores take them; the whole takes less
 than 12 GiB.
 """
 
-import argparse
-import json
 import pathlib
 import resource
 import sys
@@ -20,6 +18,7 @@ import time
 import warnings
 
 import numpy as np
+import timing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -30,14 +29,13 @@ CLASSES, LATENT, BLOCK, SCORED = 21_841, 1_000, 500, 1_000
 
 def main() -> None:
   """Measures, prints, and writes where it is asked to."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = timing.parser(__doc__, rounds=False)
   parser.add_argument(
     '--rows', type=int, default=3 * CLASSES, help='samples that are fitted'
   )
-  parser.add_argument('--vector', default='joint', help="'joint' or 'evidence'")
-  parser.add_argument('--output', default='', help='JSON file to write')
+  parser.add_argument(
+    '--vector', choices=('joint', 'evidence'), default='joint'
+  )
   arguments = parser.parse_args()
   found = measured(arguments.rows, arguments.vector)
   for name, row in found['cases'].items():
@@ -46,8 +44,7 @@ def main() -> None:
       f'{row["peak_gib"]:.2f} GiB, {row["count"]:,} samples'
     )
   print(f'class means {found["means_gib"]:.2f} GiB in float64')
-  if arguments.output:
-    pathlib.Path(arguments.output).write_text(json.dumps(found, indent=2))
+  timing.save(arguments.output, found)
 
 
 def measured(

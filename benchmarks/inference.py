@@ -9,6 +9,7 @@ inference mode, and CROSR's formula in NumPy on what it gives, with the same
 Weibulls.
 """
 
+import copy
 import os
 import pathlib
 import sys
@@ -28,10 +29,12 @@ BATCHES = (1, 64, 1024)
 def main() -> None:
   """Measures and prints."""
   parser = timing.parser(__doc__)
-  parser.add_argument('--nets', default='mnist,fast')
+  parser.add_argument(
+    '--nets', type=timing.names(train_step.NETS), default='mnist,fast'
+  )
   arguments = parser.parse_args()
   tables = {}
-  for name in arguments.nets.split(','):
+  for name in arguments.nets:
     model = _fitted(name)
     shape = train_step.NETS[name][2]
     for batch in BATCHES:
@@ -88,8 +91,10 @@ def _cases(name, model, image):
   fitted = [x.astype(np.float32) for x in model[2:6]]
   for layout in (torch.contiguous_format, torch.channels_last):
     title = f'PyTorch, {str(layout).removeprefix("torch.").split("_f")[0]}'
-    cases[title] = _torch(torch, made, image, layout, fitted)
-    compiled = torch.compile(made, dynamic=False)
+    # Its weights too lie as the layout has it.
+    laid = copy.deepcopy(made).to(memory_format=layout)
+    cases[title] = _torch(torch, laid, image, layout, fitted)
+    compiled = torch.compile(laid, dynamic=False)
     cases[f'{title}, compiled'] = _torch(torch, compiled, image, layout, fitted)
   return cases
 

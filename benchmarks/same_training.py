@@ -36,7 +36,7 @@ WINDOWS = (1, 10, 100, 500, 1_000, 2_000)
 
 def main() -> None:
   """Trains and prints."""
-  parser = timing.parser(__doc__)
+  parser = timing.parser(__doc__, rounds=False)
   parser.add_argument('--steps', type=int, default=2_000)
   parser.add_argument('--width', type=int, default=64)
   parser.add_argument('--batch', type=int, default=64)

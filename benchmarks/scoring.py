@@ -165,6 +165,8 @@ def _one_by_one(features, a, model, fitted, first):
     scale_up = len(a) / min(len(a), _ONE_BY_ONE)
     taken = (time.perf_counter() - start) * scale_up
     note = f'of {_ONE_BY_ONE} samples, scaled'
+    if name == 'pytorch-ood OpenMax':
+      note += f'; {few.shape[1]} classes'
     rows.append(timing.Row(name, taken, taken, taken, taken / first, note))
   return rows
 

@@ -30,36 +30,40 @@ TAILS = {'tail 20': {'tail_size': 20}, 'tail 5 %': {'tail_share': 0.05}}
 def main() -> None:
   """Measures and prints."""
   parser = timing.parser(__doc__)
-  parser.add_argument('--rows', default='100000,300000,1000000')
+  parser.add_argument(
+    '--rows', type=timing.numbers(_BLOCK), default='100000,300000,1000000'
+  )
   parser.add_argument('--case', default='', help='(of the inner process)')
   arguments = parser.parse_args()
   if arguments.case:
-    print(json.dumps(_one(arguments.case, int(arguments.rows))))
+    print(json.dumps(_one(arguments.case, *arguments.rows)))
     return
-  if any(int(x) % _BLOCK for x in arguments.rows.split(',')):
-    parser.error(f'--rows must be multiples of {_BLOCK:,}')
-  found, tables = [], {}
-  for rows in map(int, arguments.rows.split(',')):
-    for case in ('two passes', *TAILS):
+  tables = {}
+  for rows in arguments.rows:
+    title = f'{rows:,} rows'
+    tables[title] = _measured(rows, arguments.repeats)
+    timing.show(title, tables[title], 1.0)
+  timing.write(arguments.output, tables)
+
+
+def _measured(rows: int, repeats: int) -> list[timing.Row]:
+  """In turns, each time in a process of its own."""
+  found = {case: [] for case in ('two passes', *TAILS)}
+  for _ in range(repeats):
+    for case, taken in found.items():
       done = subprocess.run(
         [sys.executable, __file__, f'--rows={rows}', f'--case={case}'],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
       )
-      found.append({'rows': rows, 'case': case, **json.loads(done.stdout)})
-  first = {x['rows']: x['seconds'] for x in found if x['case'] == 'two passes'}
-  for x in found:
-    title = f'{x["rows"]:,} rows'
-    note = f'peak {x["peak_mib"]:.0f} MiB'
-    seconds = x['seconds']
-    tables.setdefault(title, []).append(
-      timing.Row(
-        x['case'], seconds, seconds, seconds, seconds / first[x['rows']], note
-      )
-    )
-  for title, rows in tables.items():
-    timing.show(title, rows, 1.0)
-  timing.write(arguments.output, tables, found=found)
+      taken.append(json.loads(done.stdout))
+  return timing.rows(
+    {case: [x['seconds'] for x in taken] for case, taken in found.items()},
+    {
+      case: f'peak {max(x["peak_mib"] for x in taken):.0f} MiB'
+      for case, taken in found.items()
+    },
+  )
 
 
 def _one(case: str, rows: int) -> dict[str, float]:

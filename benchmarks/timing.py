@@ -5,11 +5,16 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from crosr_jax import files
 
 Case = Callable[[], Any]
 
@@ -25,19 +30,20 @@ class Row(NamedTuple):
   note: str = ''
 
 
-def parser(about: str) -> argparse.ArgumentParser:
-  """With the flags that every script here has."""
+def parser(about: str, *, rounds: bool = True) -> argparse.ArgumentParser:
+  """With the flags that every script here has, or that has `rounds`."""
   made = argparse.ArgumentParser(
     description=about, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  if rounds:
+    made.add_argument(
+      '--repeats',
+      type=_positive,
+      default=7,
+      help='rounds; figures to be told need 7',
+    )
   made.add_argument(
-    '--repeats',
-    type=_positive,
-    default=7,
-    help='rounds; figures to be told need 7',
-  )
-  made.add_argument(
-    '--output', type=_writable, default='', help='JSON file for the figures'
+    '--output', type=writable, default='', help='JSON file for the figures'
   )
   return made
 
@@ -49,11 +55,44 @@ def _positive(text: str) -> int:
   return count
 
 
-def _writable(text: str) -> str:
-  # Seen now and not when all is measured.
-  if text and not os.access(pathlib.Path(text).absolute().parent, os.W_OK):
+def writable(text: str) -> str:
+  """A file that can be written: seen now and not when all is measured."""
+  path = pathlib.Path(text).absolute()
+  if text and (path.is_dir() or not os.access(path.parent, os.W_OK)):
     raise argparse.ArgumentTypeError(f'{text} cannot be written')
   return text
+
+
+def numbers(of: int = 1) -> Callable[[str], list[int]]:
+  """Whole numbers above 0 with commas between, multiples of one."""
+
+  def read(text: str) -> list[int]:
+    try:
+      found = [int(x) for x in text.split(',')]
+    except ValueError:
+      found = [0]
+    if any(x < 1 or x % of for x in found):
+      more = f', multiples of {of:,}' if of > 1 else ''
+      raise argparse.ArgumentTypeError(
+        f'{text!r}: numbers above 0 with commas between are needed{more}'
+      )
+    return found
+
+  return read
+
+
+def names(known: Iterable[str]) -> Callable[[str], list[str]]:
+  """Some of these, with commas between."""
+
+  def read(text: str) -> list[str]:
+    found = text.split(',')
+    if odd := [x for x in found if x not in known]:
+      raise argparse.ArgumentTypeError(
+        f'{odd[0]!r} is none of {", ".join(known)}'
+      )
+    return found
+
+  return read
 
 
 def interleaved(
@@ -76,7 +115,14 @@ def interleaved(
       start = time.perf_counter()
       cases[name]()
       seconds[name].append(time.perf_counter() - start)
-  first = float(np.median(seconds[names[0]]))
+  return rows(seconds, notes)
+
+
+def rows(
+  seconds: Mapping[str, list[float]], notes: Mapping[str, str]
+) -> list[Row]:
+  """Of what all rounds of each case took."""
+  first = float(np.median(next(iter(seconds.values()))))
   return [
     Row(
       name,
@@ -137,4 +183,11 @@ def write(path: str, tables: Mapping[str, list[Row]], **more: Any) -> None:
     },
     **more,
   }
-  pathlib.Path(path).write_text(json.dumps(found, indent=2) + '\n')
+  save(path, found)
+
+
+def save(path: str, found: Any) -> None:
+  """As JSON, aside, then renamed; nothing where `path` is empty."""
+  if path:
+    text = json.dumps(found, indent=2) + '\n'
+    files.write_text(pathlib.Path(path), text)

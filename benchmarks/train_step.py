@@ -45,12 +45,14 @@ RULE = {
 def main() -> None:
   """Measures and prints."""
   parser = timing.parser(__doc__)
-  parser.add_argument('--nets', default='mnist,vgg,fast')
+  parser.add_argument(
+    '--nets', type=timing.names(NETS), default='mnist,vgg,fast'
+  )
   parser.add_argument('--steps', type=int, default=3, help='in one timing')
   parser.add_argument('--no_compile', action='store_true')
   arguments = parser.parse_args()
   tables = {}
-  for name in arguments.nets.split(','):
+  for name in arguments.nets:
     batch = NETS[name][-1]
     rows = timing.interleaved(
       _cases(name, arguments.steps, not arguments.no_compile),

@@ -240,3 +240,45 @@ def test_flags_are_looked_at_before_anything_is_measured(script, capsys, flag):
     script('timing').parser('').parse_args([flag])
   assert ended.value.code == 2
   assert flag.split('=')[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('name', 'flags', 'words'),
+  [
+    ('train_step', ['--nets=mnist,vgg16'], "'vgg16' is none of mnist, "),
+    ('inference', ['--nets=foo'], "'foo' is none of mnist, "),
+    ('streamed_fit', ['--rows=abc'], "'abc': numbers above 0"),
+    ('streamed_fit', ['--rows=0'], 'multiples of 10,000'),
+    ('streamed_fit', ['--rows=10000,15000'], 'multiples of 10,000'),
+    ('folder_memory', ['--counts=x'], "'x': numbers above 0"),
+    ('folder_memory', ['--output=/nowhere/x.json'], 'cannot be written'),
+    ('imagenet21k', ['--output=/'], '/ cannot be written'),
+    ('imagenet21k', ['--vector=neighbour'], 'neighbour'),
+    ('growth', ['--picture=/nowhere/x.png'], 'cannot be written'),
+    ('cold_start', ['--workdir=/nowhere'], '/nowhere'),
+  ],
+)
+def test_bad_flags(script, monkeypatch, capsys, name, flags, words):
+  monkeypatch.setattr('sys.argv', [name, *flags])
+  with pytest.raises(SystemExit) as ended:
+    script(name).main()
+  assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_figures_are_written_whole_or_not_at_all(script, tmp_path):
+  timing = script('timing')
+  path = tmp_path / 'x.json'
+  timing.save(str(path), {'a': 1})
+  with pytest.raises(TypeError):
+    timing.save(str(path), {'a': object()})
+  assert json.loads(path.read_text()) == {'a': 1}
+  timing.save('', {'a': 1})
+  assert [x.name for x in tmp_path.iterdir()] == ['x.json']
+
+
+def test_streams_in_turns(script):
+  module = script('streamed_fit')
+  rows = module._measured(10_000, 1)
+  assert [row.name for row in rows] == ['two passes', *module.TAILS]
+  assert rows[0].ratio == 1 and all(row.median > 0 for row in rows)
+  assert all(row.note.startswith('peak ') for row in rows)
