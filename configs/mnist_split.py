@@ -2,8 +2,10 @@
 
 The held-back digits are all that comes as unknown. The net is that of
 configs/mnist.py:upright, trained with shifts and rotations, and with digits
-that lie on their side as classes of their own. All five splits and their mean,
-then the fourth alone:
+that lie on their side as classes of their own; it is asked about the image,
+moved by a pixel to each side too, and about all that on its sides: an answer
+takes fifteen of the net's. All five splits and their mean, then the fourth
+alone:
 
   python -m crosr_jax.prepare mnist
   python -m crosr_jax.compare --config=configs/mnist_split.py --systems=dhrnet
