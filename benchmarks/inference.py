@@ -88,6 +88,8 @@ def _cases(name, model, image):
     return cases
   torch.set_num_threads(os.cpu_count())
   made = train_step.torch_net(name).eval()
+  # Of the shapes before, of which it keeps eight at most.
+  torch._dynamo.reset()
   fitted = [x.astype(np.float32) for x in model[2:6]]
   for layout in (torch.contiguous_format, torch.channels_last):
     title = f'PyTorch, {str(layout).removeprefix("torch.").split("_f")[0]}'

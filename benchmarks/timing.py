@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from crosr_jax import files
 
 Case = Callable[[], Any]
+_SETTLE, _WARM = 0.3, 0.1  # seconds
 
 
 class Row(NamedTuple):
@@ -100,22 +101,41 @@ def interleaved(
 ) -> list[Row]:
   """Runs every case once to warm up, then all of them in turns.
 
+  What takes less than a second is done for a tenth of one before, and then as
+  often for each time: threads of the case before may wait with a core for what
+  does not come, and have filled the caches.
+
   Args:
     cases: each does one unit of work, and has done all of it when it returns.
     repeats: rounds.
     notes: what to say beside a case.
   """
-  for case in cases.values():
+  is_short = {}
+  for name, case in cases.items():
+    start = time.perf_counter()
     case()
+    is_short[name] = time.perf_counter() - start < 1.0
   seconds: dict[str, list[float]] = {name: [] for name in cases}
   names = list(cases)
   for i in range(repeats):
     # Each is the first, the second, .. of a round in turn.
     for name in names[i % len(names) :] + names[: i % len(names)]:
+      time.sleep(_SETTLE)
+      count = _calls(cases[name]) if is_short[name] else 1
       start = time.perf_counter()
-      cases[name]()
-      seconds[name].append(time.perf_counter() - start)
+      for _ in range(count):
+        cases[name]()
+      seconds[name].append((time.perf_counter() - start) / count)
   return rows(seconds, notes)
+
+
+def _calls(case: Case) -> int:
+  """How often it is done in `_WARM` seconds."""
+  end, count = time.perf_counter() + _WARM, 0
+  while time.perf_counter() < end:
+    case()
+    count += 1
+  return count
 
 
 def rows(

@@ -14,15 +14,38 @@ from crosr_jax.models import summary
 _SCRIPTS = 'benchmarks'
 
 
-def test_cases_come_in_turns(script):
-  timing, done = script('timing'), []
-  rows = timing.interleaved(
-    {'a': lambda: done.append('a'), 'b': lambda: done.append('b')}, 3
-  )
-  # Each warms up once, and each begins a round in turn.
-  assert ''.join(done) == 'ab' + 'ab' + 'ba' + 'ab'
-  assert [row.name for row in rows] == ['a', 'b'] and rows[0].ratio == 1.0
-  assert all(0 < row.least <= row.median <= row.most for row in rows)
+class _Clock:
+  """That moves where a case or a pause moves it."""
+
+  def __init__(self):
+    self.now = 0.0
+
+  def perf_counter(self):
+    return self.now
+
+  def sleep(self, seconds):
+    self.now += seconds
+
+
+def test_cases_come_in_turns(script, monkeypatch):
+  timing, done, clock = script('timing'), [], _Clock()
+  monkeypatch.setattr(timing, 'time', clock)
+
+  def case(name, seconds):
+    def run():
+      done.append(name)
+      clock.now += seconds
+
+    return run
+
+  rows = timing.interleaved({'a': case('a', 0.06), 'b': case('b', 1.5)}, 3)
+  # Each warms up once, and each begins a round in turn; short ones for a tenth
+  # of a second before each time, and as often for it.
+  assert ''.join(done) == 'ab' + 'aaaab' + 'baaaa' + 'aaaab'
+  assert [row.name for row in rows] == ['a', 'b']
+  assert [row.median for row in rows] == pytest.approx([0.06, 1.5])
+  assert [row.ratio for row in rows] == pytest.approx([1.0, 25.0])
+  assert all(row.least <= row.median <= row.most for row in rows)
 
 
 def test_peers_fit_the_same_tails(script):

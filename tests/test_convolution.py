@@ -132,6 +132,7 @@ def _operations(fn, *args):
 @pytest.mark.parametrize(
   ('channels', 'features', 'fields', 'is_ours'),
   [
+    # Twenty tiles.
     (64, 64, {}, True),
     (100, 64, {}, True),
     (63, 64, {}, False),
@@ -144,13 +145,14 @@ def _operations(fn, *args):
 )
 def test_where_it_is_used(channels, features, fields, is_ours):
   net = layers.conv(features, **fields)
-  x = jnp.ones((1, 8, 8, channels))
+  x = jnp.ones((5, 8, 8, channels))
   variables = net.init(jax.random.key(0), x)
   used = _operations(net.apply, variables, x)
   assert ('conv_general_dilated' not in used) == is_ours
   with layers.stock_operations():
     assert 'conv_general_dilated' in _operations(net.apply, variables, x)
   assert _operations(net.apply, variables, x) == used
+  assert 'conv_general_dilated' in _operations(net.apply, variables, x[:4])
   if 'size' not in fields:
     assert variables['params']['kernel'].shape[:2] == (3, 3)
 

@@ -214,6 +214,12 @@ def _outputs(products: Array, shape: Sequence[int]) -> Array:
   return image[:, :height, :width]
 
 
+def num_tiles(shape: Sequence[int]) -> int:
+  """Of all images together; shape [B, H, W, C]."""
+  high, wide = _tiles(shape)
+  return shape[0] * high * wide
+
+
 def _tiles(shape: Sequence[int]) -> tuple[int, int]:
   return -(-shape[1] // _OUT), -(-shape[2] // _OUT)
 

@@ -28,6 +28,9 @@ TURNS = (90, 180, 270)
 
 # Channels from which our convolution is faster on CPU; see benchmarks/.
 _WIDE = 64
+# And tiles: its matrices are four times the kernel, and with fewer pixels it is
+# their way from memory that takes the time.
+_FEWEST_TILES = 20
 # Pixels of an image: `enlarged` holds 255 * 4 * H * W in 32 bits.
 _MOST_ENLARGED = (2**31 - 1) // (255 * 4)
 _IS_STOCK = contextvars.ContextVar('stock operations', default=False)
@@ -158,6 +161,7 @@ def _convolve(
     and (*kernel.shape[:2], *strides) == (3, 3, 1, 1)
     and min(kernel.shape[2:]) >= _WIDE
     and x.dtype == kernel.dtype == jnp.float32
+    and convolution.num_tiles(x.shape) >= _FEWEST_TILES
   ):
     # Ours has no forward mode (jax.jvp).
     return convolution.convolve(x, kernel)
