@@ -284,6 +284,16 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
           f'{path}: {bad} of {values.size} values of {name}/{field} are not '
           'finite; find the samples they come from'
         )
+      if values.size and np.abs(values).max() > np.finfo(np.float32).max:
+        raise types.UsageError(
+          f'{path}: values of {name}/{field} are too large for float32; divide '
+          'them by one number, in all parts'
+        )
+    if np.any(found.reconstruction_error < 0):
+      raise types.UsageError(
+        f'{path}: {name}/reconstruction_error has values below 0, it is a mean '
+        'of squares'
+      )
     known = np.isin(found.label, np.arange(*num_classes))
     if name in types.PARTS and not known.all():
       raise types.UsageError(

@@ -374,8 +374,9 @@ def _check_model(model: types.WeibullModel) -> None:
     raise ValueError(f'vector {model.vector!r}')
   k, width = model.mav.shape
   rows, joint = model.exemplars.shape
-  has_parts = len(model.part_weight) > 0
+  has_parts = model.vector in weibull.PART_WEIGHTS
   wanted = {
+    'mav': (k, width),
     'feature_scale': (width,),
     'dead': (width,),
     **dict.fromkeys(('shape', 'loc', 'scale', 'tail_count'), (k,)),
@@ -384,6 +385,12 @@ def _check_model(model: types.WeibullModel) -> None:
     'exemplars': (rows, joint),
     'exemplar_count': (k * (rows > 0),),
   }
+  if (rows > 0) != (model.vector == 'neighbour'):
+    raise ValueError(f'{rows} exemplars of vector {model.vector!r}')
+  if rows and joint != k + model.latent_width:
+    raise ValueError(f'exemplars are {joint} wide, not {k} + latent_width')
+  if has_parts and width - k - model.latent_width not in (0, 1):
+    raise ValueError(f'latent_width is {model.latent_width}, mav {width} wide')
   for name, shape in wanted.items():
     found = getattr(model, name)
     if found.shape != shape or found.dtype.kind not in 'biuf':
@@ -391,5 +398,8 @@ def _check_model(model: types.WeibullModel) -> None:
         f'{name} is {found.dtype} of shape {list(found.shape)}, needed are '
         f'numbers of shape {list(shape)}'
       )
+    # Of a part that tells nothing the deviation is infinite.
+    if name != 'part_deviation' and not np.isfinite(found).all():
+      raise ValueError(f'{name} is not finite')
   if model.exemplar_count.sum() != rows:
     raise ValueError('exemplar_count is not of exemplars')

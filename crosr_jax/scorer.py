@@ -117,8 +117,8 @@ def score(
   """Scores N samples.
 
   Takes no memory for them but the result's and that of a few blocks of rows,
-  16 MiB an array at most, of 'neighbour' more from 700 classes on (32 K (K + L)
-  bytes); for a model that of its means [K, D] in float32, once
+  16 MiB an array at most, or 32 K (K + L) bytes of 'neighbour' where that is
+  more; for a model that of its means [K, D] in float32, once
   (of 'evidence', without their logits), and of the exemplars of 'neighbour', of
   each class as many as the largest has.
 

@@ -1175,7 +1175,8 @@ def _maximum_likelihood(
     raise types.UserError(
       f'class {_name(k, class_names)}: the distances of its tail differ by '
       f'{difference[k].max():.1g}, of which float64 keeps no digits beside '
-      f'{translate:g}; multiply all features by one large number'
+      f'{translate:g}; give them in a larger unit, or look for samples that '
+      'are nearly the same'
     )
   y = log_v / spread[:, None] - 1.0
   mean = np.sum(y, axis=1, where=valid) / count

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 
 from crosr_jax import models, train, types
 from crosr_jax.models import (
@@ -230,7 +229,7 @@ def _operands(jaxpr, name):
   for equation in jaxpr.eqns:
     if equation.primitive.name == name:
       found += [x.aval.dtype for x in equation.invars]
-    for inner in core.jaxprs_in_params(equation.params):
+    for inner in summary._jaxprs(equation.params.values()):
       found += _operands(inner, name)
   return found
 

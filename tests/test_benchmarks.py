@@ -31,17 +31,19 @@ def test_cases_come_in_turns(script, monkeypatch):
   timing, done, clock = script('timing'), [], _Clock()
   monkeypatch.setattr(timing, 'time', clock)
 
-  def case(name, seconds):
+  def case(name, seconds, first):
     def run():
+      clock.now += seconds if name in done else first
       done.append(name)
-      clock.now += seconds
 
     return run
 
-  rows = timing.interleaved({'a': case('a', 0.06), 'b': case('b', 1.5)}, 3)
-  # Each warms up once, and each begins a round in turn; short ones for a tenth
-  # of a second before each time, and as often for it.
-  assert ''.join(done) == 'ab' + 'aaaab' + 'baaaa' + 'aaaab'
+  rows = timing.interleaved(
+    {'a': case('a', 0.06, 5.0), 'b': case('b', 1.5, 1.5)}, 3
+  )
+  # Each warms up, again where it took long, and each begins a round in turn;
+  # short ones for a tenth of a second before each time, and as often for it.
+  assert ''.join(done) == 'aabb' + 'aaaab' + 'baaaa' + 'aaaab'
   assert [row.name for row in rows] == ['a', 'b']
   assert [row.median for row in rows] == pytest.approx([0.06, 1.5])
   assert [row.ratio for row in rows] == pytest.approx([1.0, 25.0])

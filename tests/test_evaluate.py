@@ -260,6 +260,7 @@ def test_shapes(generator, field, shape, words):
     ('test', 'logits', 1j, 'test/logits has complex128 values'),
     ('odd', 'logits', np.nan, '1 of 180 values of odd/logits are not finite'),
     ('select', 'label', np.inf, 'values of select/label are not finite'),
+    ('odd', 'logits', 1e39, 'values of odd/logits are too large for float32'),
   ],
 )
 def test_values(generator, part, field, value, words):

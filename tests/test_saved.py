@@ -163,15 +163,19 @@ def test_a_member_that_is_no_array(tmp_path):
     saved.read_features(path)
 
 
+@pytest.mark.parametrize('scaling', weibull.SCALINGS)
 @pytest.mark.parametrize('vector', weibull.VECTORS)
-def test_a_model_alone(tmp_path, generator, vector):
+def test_a_model_alone(tmp_path, generator, vector, scaling):
   label = np.arange(200) % 4
   features = types.Features(
     generator.normal(size=(200, 4)) + 9 * np.eye(4)[label],
     generator.normal(size=(200, 3)) + label[:, None],
     label,
+    np.ones(200),
   )
-  model = weibull.fit(features, vector=vector, tail_size=20)
+  # Codes and errors that never move tell nothing.
+  features.latent[:, 1] = 3.0
+  model = weibull.fit(features, vector=vector, scaling=scaling, tail_size=20)
   path = tmp_path / 'model.npz'
   saved.write_model(path, model)
   found = saved.read_model(path)
@@ -192,6 +196,11 @@ def test_a_model_alone(tmp_path, generator, vector):
     ({'exemplar_count': np.ones(4)}, r'shape \[4\], needed .* \[0\]'),
     ({'mav': np.ones(4)}, 'holds no model'),
     ({'vector': 'pixels'}, "'pixels'"),
+    ({'vector': 'neighbour'}, "0 exemplars of vector 'neighbour'"),
+    ({'vector': 'evidence'}, 'part_mean is float64 of shape'),
+    ({'vector': 'evidence', 'latent_width': 99}, 'latent_width is 99, mav 4'),
+    ({'mav': np.full((4, 4), '1')}, 'mav is <U1'),
+    ({'scale': np.array([1, 2, np.nan, 3])}, 'scale is not finite'),
   ],
 )
 def test_what_is_no_model(tmp_path, generator, changed, words):

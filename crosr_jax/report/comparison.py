@@ -215,6 +215,12 @@ def _sizes(runs: Sequence[dict[str, dict]]) -> list[str]:
   ]
 
 
+def _some(folders: list[str]) -> str:
+  """'a, b, c and 2 more'."""
+  more = f' and {len(folders) - 3} more' if len(folders) > 3 else ''
+  return ', '.join(folders[:3]) + more
+
+
 def _span(values: Iterable[int | None]) -> str:
   """'5,899', or '5,848 to 5,971' where runs differ."""
   found = {value for value in values if value is not None}
@@ -233,7 +239,7 @@ def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
     for note in found.get('notes') or []:
       folders.setdefault(note, []).append(folder)
   told = [
-    note if len(where) == len(finished) else f'{", ".join(where)}: {note}'
+    note if len(where) == len(finished) else f'{_some(where)}: {note}'
     for note, where in folders.items()
   ]
   missing = [case.folder for case in cases if case.report is None]

@@ -41,7 +41,8 @@ def figure_of(found: diagnosis.Diagnosis) -> figure.Figure:
       'samples.'
     )
   fig.legend(
-    *(handles, names),
+    handles,
+    names,
     loc='outside lower left',
     ncols=len(names),
     title=title,
