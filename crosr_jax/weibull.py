@@ -1171,13 +1171,7 @@ def _maximum_likelihood(
   # no tail.
   moves = difference.max(axis=1) > _ROUNDING * np.abs(smallest)
   _check_spread(np.where(moves, spread, 0.0), smallest, count, class_names)
-  for k in np.flatnonzero(spread < _LEAST_SPREAD):
-    raise types.UserError(
-      f'class {_name(k, class_names)}: the distances of its tail differ by '
-      f'{difference[k].max():.1g}, of which float64 keeps no digits beside '
-      f'{translate:g}; give them in a larger unit, or look for samples that '
-      'are nearly the same'
-    )
+  _warn_fine(spread, difference, translate, class_names)
   y = log_v / spread[:, None] - 1.0
   mean = np.sum(y, axis=1, where=valid) / count
   s, log_mean_power = _solve(y, valid, mean)
@@ -1313,6 +1307,25 @@ def _warn_short(
     warnings.warn(
       f'a tail of {wanted[short[0]]} {why}, but these classes have fewer '
       f'correct samples and were fitted on what they have: {named}{more}',
+      stacklevel=3,
+    )
+
+
+def _warn_fine(
+  spread: np.ndarray,
+  difference: np.ndarray,
+  translate: float,
+  class_names: Sequence[str],
+) -> None:
+  fine = np.flatnonzero(spread < _LEAST_SPREAD)
+  if len(fine):
+    k = fine[0]
+    more = f' and {len(fine) - 1} more' if len(fine) > 1 else ''
+    warnings.warn(
+      f'the distances of a tail differ by so little that float64 keeps hardly '
+      f'a digit of it beside {translate:g} (class {_name(k, class_names)}'
+      f'{more}: {difference[k].max():.1g}): give them in a larger unit, or '
+      'look for samples that are nearly the same',
       stacklevel=3,
     )
 
