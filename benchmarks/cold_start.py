@@ -8,6 +8,7 @@ pictures included. The limit is a process that imports JAX and adds two numbers.
 Of a loaded run, answers to 1, 16 and 256 images, and what the net takes of one.
 """
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -74,7 +75,7 @@ def _tables(workdir, folder, arguments):
   tables['a loaded run'] = timing.interleaved(loaded, arguments.repeats)
   timing.show('a loaded run', tables['a loaded run'], 1e3)
   if arguments.jobs:
-    jobs = iter(range(arguments.jobs + 1))
+    jobs = itertools.count()
 
     def job():
       _run([

@@ -289,11 +289,10 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
           f'{path}: values of {name}/{field} are too large for float32; divide '
           'them by one number, in all parts'
         )
-    if np.any(found.reconstruction_error < 0):
-      raise types.UsageError(
-        f'{path}: {name}/reconstruction_error has values below 0, it is a mean '
-        'of squares'
-      )
+    try:
+      weibull.check_error(found)
+    except types.UsageError as error:
+      raise types.UsageError(f'{path}: {name}: {error}') from None
     known = np.isin(found.label, np.arange(*num_classes))
     if name in types.PARTS and not known.all():
       raise types.UsageError(
