@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -335,8 +336,18 @@ def _read(
 
 
 def _arrays(data: bytes) -> dict[str, np.ndarray]:
+  # Of what NumPy cannot read it says that it would with pickle.
+  if not zipfile.is_zipfile(io.BytesIO(data)):
+    raise ValueError('it is no npz file')
+  found = {}
   with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-    found = {key: arrays[key] for key in arrays.files}
+    for key in arrays.files:
+      try:
+        found[key] = arrays[key]
+      except ValueError as error:
+        if 'pickle' in str(error):
+          raise ValueError(f'{key} holds Python objects') from None
+        raise
   # What is no array comes as the bytes of its file.
   if wrong := [k for k, x in found.items() if not isinstance(x, np.ndarray)]:
     raise ValueError(f'{wrong[0]} is no array')

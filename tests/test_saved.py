@@ -148,7 +148,7 @@ def test_it_runs_no_code(tmp_path, generator):
   saved.save(tmp_path, _saved(generator)[1])
   np.savez(tmp_path / 'fitted.npz', **{'a/mav': np.array([print], object)})
   _sign(tmp_path)
-  with pytest.raises(ValueError, match='allow_pickle=False'):
+  with pytest.raises(ValueError, match='holds Python objects'):
     saved.load(tmp_path)
 
 
@@ -221,3 +221,15 @@ def test_no_file_of_a_model(tmp_path):
   saved.write_features(tmp_path / 'x.npz', {})
   with pytest.raises(types.UserError, match='holds no model'):
     saved.read_model(tmp_path / 'x.npz')
+
+
+@pytest.mark.parametrize('read', [saved.read_model, saved.read_features])
+def test_no_advice_to_trust_it(tmp_path, read):
+  path = tmp_path / 'x.npz'
+  path.write_text('a note')
+  with pytest.raises(types.UserError, match='no npz file') as caught:
+    read(path)
+  assert 'pickle' not in str(caught.value)
+  np.savez(path, mav=np.array([{}]))
+  with pytest.raises(types.UserError, match='mav holds Python objects'):
+    read(path)
