@@ -116,8 +116,9 @@ def main():
       config.update_from_flattened_dict({
         'parallel': parallel, 'model.width': 8, 'model.latent_width': 8,
         'model.dropout': 0.1, 'model.head_dropout': 0.1,
-        'train.num_steps': 100, 'train.checkpoint_every': 25,
-        'train.log_every': 25, 'train.mixup': 0.2, 'train.keep': 'best',
+        'train.num_steps': 50, 'train.checkpoint_every': 25,
+        'train.batch_size': 48, 'train.log_every': 25,
+        'train.mixup': 0.2, 'train.keep': 'best',
         'weibull.tail': '10', 'report.pictures': False,
       })
       result = pipeline.run(config, 'digits', workdir, workdir)
@@ -235,7 +236,7 @@ def _difference(workdir, expected):
 
 @pytest.mark.parametrize(
   ('count', 'devices', 'parallel'),
-  [(2, 2, 'pmap'), (4, 1, 'shard_map')],
+  [(2, 2, 'pmap'), (3, 1, 'shard_map')],
 )
 def test_processes_end_where_one_ends(
   command, alone, tmp_path, count, devices, parallel, record_property
