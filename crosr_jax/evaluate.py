@@ -186,7 +186,8 @@ def _with_unknown(known: _Known, workdir: pathlib.Path) -> _Known:
   for asked in _UNKNOWN.value:
     if files.user_path(asked).is_dir():
       data.check_apart(
-        '--unknown', asked, known_folders, is_all_known=is_all_known
+        *('--unknown', asked, known_folders),
+        classes=None if is_all_known else known.class_names,
       )
   sets, skipped = data.unknown_sets(
     _UNKNOWN.value,

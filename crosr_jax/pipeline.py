@@ -255,11 +255,21 @@ def check_apart(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   """
   known = {f'data.{field}': config.data[field] for field in _FOLDERS}
   dirs = config.evaluation.unknown_dirs
-  is_all_known = not (config.data.unknown_classes or config.data.get('splits'))
-  for folder in dirs:
-    data.check_apart(
-      'evaluation.unknown_dirs', folder, known, is_all_known=is_all_known
+  train_dir, test_dir = (files.real(config.data[field]) for field in _FOLDERS)
+  if all(known.values()) and (
+    train_dir.is_relative_to(test_dir) or test_dir.is_relative_to(train_dir)
+  ):
+    raise types.UsageError(
+      f'data.test_dir={config.data.test_dir} lies in data.train_dir='
+      f'{config.data.train_dir}, or that in it; name a folder of other images, '
+      'or none, and the share that is tested on as data.test_share'
     )
+  if dirs:
+    classes = data.known_folders(**config.data)
+    for folder in dirs:
+      data.check_apart(
+        'evaluation.unknown_dirs', folder, known, classes=classes
+      )
   named = [*known.items(), *(('evaluation.unknown_dirs', x) for x in dirs)]
   for field, folder in named:
     if folder and files.real(workdir).is_relative_to(files.real(folder)):

@@ -19,6 +19,7 @@ from ml_collections import config_dict
 from sklearn import covariance, neighbors
 
 from crosr_jax import (
+  bucket,
   choice,
   data,
   features,
@@ -108,6 +109,7 @@ def run(
     raise types.UsageError(f'--folds={folds}: {error}') from None
   workdir.mkdir(parents=True, exist_ok=True)
   with files.held(workdir):
+    bucket.take(workdir)
     result = _run(config, workdir, data_dir, num_classes, known, drawn)
     files.write_text(workdir / 'ranking.json', json.dumps(result, indent=2))
     files.write_text(workdir / 'ranking.md', table(result))
@@ -265,8 +267,11 @@ def _rejecting(
     predicted = {n: scorer.score(parts[n], model).prediction for n in shown}
     row = rows[f'{asked:g}'] = {}
     for name in _stand_ins(parts):
-      # As many unknown as known ones, as in the benchmarks.
-      other = predicted[name][: len(known.label)]
+      # As many unknown as known ones, as in the benchmarks, of all classes
+      # where they come class by class.
+      other = predicted[name]
+      count = min(len(other), len(known.label))
+      other = other[np.arange(count) * len(other) // count]
       row[name] = metrics.macro_f1(
         np.append(predicted['calibrate'], other),
         np.append(known.label, np.full(len(other), types.UNKNOWN)),

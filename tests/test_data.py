@@ -91,6 +91,18 @@ def test_held_out_parts_are_stratified_and_follow_the_seed():
     assert counts.max() - counts.min() <= 2
 
 
+def test_the_test_part_is_the_same_whatever_is_known():
+  """Else who trains on some of the classes is taught others' test samples."""
+  tested = {x.tobytes() for x in _load().test.image}
+  for kept_back in ((0,), (1, 5), (0, 2, 4, 6, 8)):
+    found = _load(unknown_classes=kept_back)
+    known = _load(unknown_classes=sorted({*kept_back, 7, 8, 9}))
+    assert {x.tobytes() for x in known.test.image} < tested
+    for _, image, _ in list(known.parts())[:3]:
+      assert not tested & {x.tobytes() for x in image}
+    assert len(found.test.label) > len(known.test.label)
+
+
 @settings(max_examples=30)
 @given(
   counts=st.lists(st.integers(2, 30), min_size=2, max_size=6),
@@ -117,7 +129,12 @@ def test_hold_out_takes_its_share_of_every_class(counts, share):
     ({'test_share': 1.0}, r'data.test_share must be in \[0, 1\), got 1.0'),
     ({'select_share': -0.1}, r'data.select_share must be in \[0, 1\)'),
     ({'calibrate_share': float('nan')}, 'data.calibrate_share.*nan'),
-    ({'test_share': 0.999}, 'leaves no sample of class 0'),
+    ({'test_share': 0.999}, 'test_share=0.999 leaves no sample of class 0'),
+    (
+      {'unknown_classes': (0,), 'calibrate_share': 0.999},
+      'calibrate_share=0.999 leaves no sample of class 1',
+    ),
+    ({'image_size': 32}, "image_size=32 is for data.name='folder'"),
     ({'unknown_sets': ('nose',)}, "unknown_sets.* did you mean 'noise'"),
     ({'unknown_sets': (1,)}, "unknown_sets .* got '1'"),
     ({'unknown_sets': ('noise:dark',)}, "recipe of noise .* got 'dark'"),

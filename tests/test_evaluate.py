@@ -292,6 +292,8 @@ def test_mistakes(workdir, evaluate, tmp_path):
     (('--features=x.npz', '--unknown=noise'), 2, 'needs the net'),
     ((run, '--unknown=nonsense'), 2, 'no folder, and no unknown set'),
     ((run, '--unknown=mnist_noise:sum'), 2, 'made of known test images'),
+    ((run, '--unknown=noise:foo'), 2, '--unknown: recipe of noise must be'),
+    ((run, '--unknown=cifar100'), 2, '--unknown: cifar100 has images of'),
     ((run, '--max_unknown=0'), 2, 'max_unknown'),
     ((run, '--tail=-3'), 2, 'tail'),
     ((run, '--format=xml'), 2, '--format'),

@@ -227,12 +227,34 @@ def test_known_images_cannot_come_as_unknown(photos, unknown):
   assert saved.image_folders(workdir, ['fig', 'pear']) == (told, True)
   # Another folder of that name.
   assert saved.image_folders(workdir, ['fig', 'cup']) == ({}, True)
-  # A class that is not known may come.
+  # A class that is not known may come, and no other.
   if unknown == 'known/fig':
-    config.data.unknown_classes = (0,)
+    for kept_back in ((0,), (2,)):
+      config.data.unknown_classes = kept_back
+      with pytest.raises(
+        types.UsageError, match=r'fig lies in data\.train_dir'
+      ):
+        pipeline.check_apart(config, workdir)
+    config.data.unknown_classes = ()
+    config.data.splits = ((0, 2),)
+    pipeline.check_apart(config, workdir)
+    config.data.splits = ()
+    config.data.unknown_classes = (1,)
     pipeline.check_apart(config, workdir)
     pipeline.bind(config, workdir)
     assert saved.image_folders(workdir, ['pear']) == (told, False)
+
+
+@pytest.mark.parametrize('test', ['known', 'known/fig', '.', 'link'])
+def test_training_images_cannot_be_tested_on(photos, test):
+  (photos / 'link').symlink_to(photos / 'known')
+  config = CONFIGS['folder'].copy_and_resolve_references()
+  config.data.train_dir = str(photos / 'known')
+  config.data.test_dir = str(photos / test)
+  with pytest.raises(
+    types.UsageError, match=r'data\.test_dir=.* lies in data\.train_dir=.*share'
+  ):
+    pipeline.check_apart(config, photos.parent / 'run')
 
 
 def test_a_link_to_itself_is_no_folder(photos):

@@ -147,6 +147,37 @@ def _changes(workdir):
   return {path: path.stat().st_mtime_ns for path in files}
 
 
+def test_no_fold_sees_a_test_sample_of_the_config(small, tmp_path):
+  tested = {x.tobytes() for x in ranking._load(small, tmp_path).test.image}
+  for trained_on in ((0, 3, 5, 6), (1, 2, 4), (4, 6)):
+    left_out = sorted(set(range(10)) - set(trained_on))
+    found = ranking._load(ranking._only(small, left_out), tmp_path)
+    assert {x.tobytes() for x in found.test.image} < tested
+    for image, _ in (found.train, found.select, found.calibrate):
+      assert not tested & {x.tobytes() for x in image}
+
+
+def test_unknowns_of_every_class_count(generator):
+  """However they are sorted; as many of them as of known ones."""
+
+  def part(label, logits):
+    return types.Features(logits, np.zeros((len(label), 0)), label)
+
+  label = np.arange(300) % 3
+  parts = {}
+  for name in ('train', 'select', 'calibrate'):
+    logits = generator.normal(0, 0.5, (300, 3)) + 9 * np.eye(3)[label]
+    parts[name] = part(label, logits)
+  # Of four classes kept back, by class, the last alone is hard to tell.
+  kept_back = np.repeat(np.arange(4), 300)
+  logits = generator.normal(0, 0.5, (1200, 3))
+  logits[kept_back == 3] += 9 * np.eye(3)[0]
+  parts['held_out'] = parts['blend'] = part(np.full(1200, -1), logits)
+  row = ranking._rejecting(parts, vector='joint', scaling='none', margin=0.0)
+  # Of a quarter most are taken for the first class.
+  assert 0.7 < row['0.01']['held_out'] < 0.95
+
+
 def test_a_finished_ranking_trains_nothing(ranked, small):
   result, workdir, _ = ranked
   before = _changes(workdir)

@@ -16,7 +16,7 @@ from crosr_jax.data import folder, sources, unknowns
 from crosr_jax.data import splits as splits_lib
 
 # Sides of images: three blocks halve them, and a batch must fit into memory.
-_SMALLEST, _LARGEST = 8, 1024
+_SMALLEST, _USUAL_SIDE, _LARGEST = 8, 64, 1024
 
 
 class Benchmark(NamedTuple):
@@ -58,7 +58,7 @@ def load(
   train_dir: str = '',
   test_dir: str = '',
   num_classes: int = 0,
-  image_size: int = 64,
+  image_size: int = _USUAL_SIDE,
   grey: bool = False,
   unknown_dirs: Sequence[str] = (),
 ) -> Benchmark:
@@ -112,11 +112,23 @@ def load(
   if splits:
     known = splits_lib.pick('data.splits', splits, split)
     unknown_classes = splits_lib.others(known, len(names))
+  class_names = splits_lib.known_names(source.train, unknown_classes)
   rest, unknown = splits_lib.by_class(source.train, unknown_classes)
   if source.test is None:
-    test, rest = splits_lib.hold_out(
-      rest, 'test_share', test_share, evaluation_seed
+    # Of all classes: whichever are known, the same samples of a class are in
+    # the test part.
+    parts = splits_lib.hold_out(
+      splits_lib.Labelled(source.train.image, source.train.label),
+      *('test_share', test_share, evaluation_seed),
     )
+    test, rest = (
+      splits_lib.by_class(
+        source.train._replace(image=part.image, label=part.label),
+        unknown_classes,
+      )[0]
+      for part in parts
+    )
+    _check_left('test_share', test_share, rest, class_names)
   elif test_share:
     told = 'data.test_dir is the' if test_dir else f'{name} has a published'
     raise types.UsageError(
@@ -125,9 +137,11 @@ def load(
   else:
     test, unknown = splits_lib.by_class(source.test, unknown_classes)
   select, rest = splits_lib.hold_out(rest, 'select_share', select_share, seed)
+  _check_left('select_share', select_share, rest, class_names)
   calibrate, train = splits_lib.hold_out(
     rest, 'calibrate_share', calibrate_share, seed
   )
+  _check_left('calibrate_share', calibrate_share, train, class_names)
   for field, share, part in (
     ('test_share', test_share, test),
     ('select_share', select_share, select),
@@ -167,12 +181,23 @@ def load(
     seed=evaluation_seed,
     data_dir=data_dir,
   )
-  class_names = splits_lib.known_names(source.train, unknown_classes)
   # Folders of unknowns may share files.
   skipped = list(dict.fromkeys(skipped))
   return Benchmark(
     class_names, train, select, calibrate, test, sets, tuple(skipped)
   )
+
+
+def _check_left(
+  field: str, share: float, rest: splits_lib.Labelled, names: Sequence[str]
+) -> None:
+  """Raises a UsageError where a part that was drawn left a class empty."""
+  count = np.bincount(rest.label, minlength=len(names))
+  for k in np.flatnonzero(count == 0):
+    raise types.UsageError(
+      f'data.{field}={share} leaves no sample of class {names[int(k)]} to train '
+      'on; make it smaller'
+    )
 
 
 def _source(
@@ -191,6 +216,7 @@ def _source(
       train_dir=train_dir,
       test_dir=test_dir,
       num_classes=num_classes,
+      image_size=image_size,
       grey=grey,
     )
     return sources.SOURCES[name](data_dir), []
@@ -214,7 +240,7 @@ def _source(
 def _check_no_folder(name: str, **of_folder: Any) -> None:
   """Raises where another data set is given a field of 'folder'."""
   for field, value in of_folder.items():
-    if value:
+    if value and (field, value) != ('image_size', _USUAL_SIDE):
       raise types.UsageError(
         f"data.{field}={value} is for data.name='folder', this is {name}"
       )
@@ -237,7 +263,7 @@ def expected(
   train_dir: str = '',
   test_dir: str = '',
   num_classes: int = 0,
-  image_size: int = 64,
+  image_size: int = _USUAL_SIDE,
   grey: bool = False,
   **others: Any,
 ) -> sources.Shape:
@@ -256,6 +282,7 @@ def expected(
       train_dir=train_dir,
       test_dir=test_dir,
       num_classes=num_classes,
+      image_size=image_size,
       grey=grey,
     )
     shape, count = sources.SHAPES[name]
@@ -321,6 +348,7 @@ def unknown_sets(
     max_unknown=max_unknown,
     seed=seed,
     data_dir=data_dir,
+    field='--unknown',
   )
   skipped = _add_folders(
     sets,
@@ -335,7 +363,11 @@ def unknown_sets(
 
 
 def check_apart(
-  field: str, folder: str, known: Mapping[str, str], *, is_all_known: bool
+  field: str,
+  folder: str,
+  known: Mapping[str, str],
+  *,
+  classes: Sequence[str] | None = None,
 ) -> None:
   """Raises a UsageError where a folder of unknowns lies in one of known images.
 
@@ -345,17 +377,43 @@ def check_apart(
     field: that names it, for errors.
     folder: of unknown images.
     known: by field, folders of known images; '' = none.
-    is_all_known: whether every class in them is known.
+    classes: sub-folders of these that are known classes; None = all.
   """
   root = files.real(folder)
   for name, other in known.items():
     there = files.real(other)
-    is_within = is_all_known and root.is_relative_to(there)
+    inner = [other] if classes is None else [f'{other}/{x}' for x in classes]
+    is_within = any(root.is_relative_to(files.real(x)) for x in inner)
     if other and (is_within or there.is_relative_to(root)):
       raise types.UsageError(
         f'{field}: {folder} lies in {name}={other}, or that in it; known '
         'images cannot come as unknown: name another folder'
       )
+
+
+def known_folders(
+  *,
+  train_dir: str,
+  unknown_classes: Sequence[int],
+  splits: Sequence[Sequence[int]] = (),
+  split: int = 0,
+  num_classes: int = 0,
+  **others: Any,
+) -> list[str] | None:
+  """Sub-folders of a data set 'folder' that are known; None = all of them.
+
+  Args and errors are those of `load`; others are not looked at.
+  """
+  del others
+  if not (train_dir and (unknown_classes or splits)):
+    return None
+  names = folder.class_names(train_dir, 'data.train_dir', num_classes)
+  field = 'data.unknown_classes'
+  if splits:
+    field, known = 'data.splits', splits_lib.pick('data.splits', splits, split)
+    unknown_classes = splits_lib.others(known, len(names), field)
+  known = splits_lib.others(unknown_classes, len(names), field)
+  return [names[k] for k in known]
 
 
 def _add_folders(

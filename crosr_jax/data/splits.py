@@ -163,7 +163,7 @@ def hold_out(
     seed: of the draw.
 
   Raises:
-    UsageError: for a share outside [0, 1), or one that leaves a class empty.
+    UsageError: for a share outside [0, 1).
   """
   if not 0 <= share < 1:
     raise types.UsageError(f'data.{field} must be in [0, 1), got {share}')
@@ -173,11 +173,6 @@ def hold_out(
   for k in np.unique(samples.label):
     member = np.flatnonzero(samples.label == k)
     count = round(share * len(member))
-    if count == len(member):
-      raise types.UsageError(
-        f'data.{field}={share} leaves no sample of class {k} to train on; '
-        'make it smaller'
-      )
     taken[generator.permutation(member)[:count]] = True
   return take(samples, taken), take(samples, ~taken)
 

@@ -18,6 +18,7 @@ from crosr_jax.data import catalog, images, sources
 
 Shape = tuple[int, ...]
 _ALL: Mapping[str, Sequence[int]] = {}
+_FIELD = 'evaluation.unknown_sets'
 
 
 class Unknown(NamedTuple):
@@ -46,13 +47,13 @@ class Set(NamedTuple):
   start: tuple[str, str] | None = None
 
 
-def check(entries: Sequence[str]) -> None:
-  """Raises a UsageError for an entry that cannot be used."""
-  keys = [_key(*_split(entry)) for entry in entries]
+def check(entries: Sequence[str], field: str = _FIELD) -> None:
+  """Raises a UsageError for an entry of `field` that cannot be used."""
+  keys = [_key(*_split(entry, field)) for entry in entries]
   twice = {key for key in keys if keys.count(key) > 1}
   if twice:
     raise types.UsageError(
-      f'evaluation.unknown_sets names {", ".join(sorted(twice))} more than once'
+      f'{field} names {", ".join(sorted(twice))} more than once'
     )
 
 
@@ -64,6 +65,7 @@ def make(
   seed: int,
   data_dir: pathlib.Path,
   classes: Mapping[str, Sequence[int]] = _ALL,
+  field: str = _FIELD,
 ) -> dict[str, Unknown]:
   """The sets by their names in the report: 'set', or 'set_recipe'.
 
@@ -75,13 +77,14 @@ def make(
     data_dir: where prepared data sets are.
     classes: by set, the positions of the classes of the data set it starts
       from that it is restricted to, and counts for; none = all.
+    field: that the entries are of, for errors.
 
   Raises:
     UserError: for an entry, a class or a data set that cannot be used.
   """
-  check(entries)
+  check(entries, field)
   for name, recipe in map(_split, entries):
-    _check_shape(name, recipe, known.shape[1:])
+    _check_shape(name, recipe, known.shape[1:], field)
   chosen_classes = _checked(classes, entries)
   made: dict[str, Unknown] = {}
   start: dict[tuple[str, str] | None, np.ndarray] = {
@@ -105,7 +108,7 @@ def make(
   return made
 
 
-def _check_shape(name: str, recipe: str, shape: Shape) -> None:
+def _check_shape(name: str, recipe: str, shape: Shape, field: str) -> None:
   """Raises a UsageError where a recipe keeps images of another shape."""
   found = SETS[name]
   if not found.start or found.recipes[recipe].make is not _as_they_are:
@@ -113,9 +116,9 @@ def _check_shape(name: str, recipe: str, shape: Shape) -> None:
   own = catalog.DATA_SETS[found.start[0]].image_shape
   if own != tuple(shape):
     raise types.UsageError(
-      f'evaluation.unknown_sets: {name} has images of {_times(own)}, the known '
-      f'ones are {_times(shape)}; name a set of that shape, or one that takes '
-      'any: noise, mnist_noise, omniglot'
+      f'{field}: {name} has images of {_times(own)}, the known ones are '
+      f'{_times(shape)}; name a set of that shape, or one that takes any: '
+      'noise, omniglot'
     )
 
 
@@ -163,13 +166,13 @@ def sample(image: types.Array, count: int, seed: int) -> types.Array:
   return image.take(np.sort(order), axis=0)
 
 
-def _split(entry: str) -> tuple[str, str]:
+def _split(entry: str, field: str = _FIELD) -> tuple[str, str]:
   """'set:recipe' -> its parts, checked."""
   name, _, recipe = str(entry).partition(':')
-  types.check_choice('evaluation.unknown_sets', name, SETS)
+  types.check_choice(field, name, SETS)
   default = next(iter(SETS[name].recipes))
   types.check_choice(
-    f'evaluation.unknown_sets: recipe of {name}',
+    f'{field}: recipe of {name}',
     recipe or default,
     SETS[name].recipes,
   )
