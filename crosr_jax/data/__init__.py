@@ -192,12 +192,12 @@ def _check_left(
   field: str, share: float, rest: splits_lib.Labelled, names: Sequence[str]
 ) -> None:
   """Raises a UsageError where a part that was drawn left a class empty."""
-  count = np.bincount(rest.label, minlength=len(names))
-  for k in np.flatnonzero(count == 0):
-    raise types.UsageError(
-      f'data.{field}={share} leaves no sample of class {names[int(k)]} to train '
-      'on; make it smaller'
-    )
+  for k, name in enumerate(names):
+    if not np.any(rest.label == k):
+      raise types.UsageError(
+        f'data.{field}={share} leaves no sample of class {name} to train on; '
+        'make it smaller'
+      )
 
 
 def _source(
