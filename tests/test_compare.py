@@ -261,6 +261,24 @@ def test_controls_are_paired_and_signed():
   )
 
 
+def test_controls_of_splits_are_of_the_same_seeds():
+  cases = []
+  for split in (0, 1):
+    for seed, value in ((0, 0.9), (1, 0.5)):
+      report = _report(crosr=value)
+      cases.append(_case('dhrnet', report, seed, split))
+      # One of them is not there; what is there is all the same.
+      is_there = (split, seed) != (1, 1)
+      report = report if is_there else None
+      cases.append(_case('dhrnet_w0', report, seed, split))
+  table = rows.table(cases)
+  cells = rows.find(table, 'dhrnet_w0', 'crosr')['unknown']['omniglot']
+  assert cells['auroc']['values'] == [pytest.approx(0.7), None]
+  for entry in judgement.controls(table):
+    assert entry['with'] == entry['without'] == pytest.approx(0.7)
+    assert entry['worth'] == 0
+
+
 def test_controls_of_one_seed_and_of_chance():
   found, _ = _controls([(0.7, 0.75)])
   assert found[0]['sentence'].endswith('−.050 there, one seed: no spread.')

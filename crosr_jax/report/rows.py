@@ -187,12 +187,17 @@ def _values(
   key: str,
   labels: Sequence[int],
 ) -> list[float | None]:
-  """One value per label; that of a split is the mean over its seeds."""
-  found: dict[int, list[float]] = {label: [] for label in labels}
+  """One value per label; that of a split is the mean over its seeds.
+
+  Of all its seeds: others' means are of those, and would be no match.
+  """
+  found: dict[int, list[float | None]] = {label: [] for label in labels}
   for case in cases:
-    if case.system != spec.system or case.report is None:
-      continue
-    entry = case.report['unknown'].get(name, {}).get(spec.method, {})
-    if entry.get(key) is not None:
-      found[label_of(case)].append(entry[key])
-  return [statistics.fmean(x) if x else None for x in found.values()]
+    if case.system == spec.system:
+      entry = (case.report or {}).get('unknown', {}).get(name, {})
+      value = entry.get(spec.method, {}).get(key)
+      found[label_of(case)].append(value)
+  return [
+    statistics.fmean(x) if x and None not in x else None
+    for x in found.values()
+  ]
