@@ -307,8 +307,10 @@ def run_name(config: config_dict.ConfigDict) -> str:
 
   Without it, runs of different splits would share a default workdir.
   """
-  split = f'-split{config.data.split}' if config.data.splits else ''
-  return config_name() + split
+  data = config.data
+  return config_name() + (
+    f'-split{data.get("split", 0)}' if data.get('splits') else ''
+  )
 
 
 def _parse() -> list[str]:

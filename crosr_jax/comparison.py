@@ -273,5 +273,5 @@ def _nets(runs: Sequence[Run]) -> comparison.Nets | None:
     parts = summary.rows(net, info['image_shape'])
     nets.append(architecture.Net(title, parts))
   return comparison.Nets(
-    nets, tuple(info['image_shape']), run.config.model.members
+    nets, tuple(info['image_shape']), run.config.model.get('members', 1)
   )

@@ -4,6 +4,7 @@ Each stage takes its section of `config` as keywords, and reads nothing else.
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import importlib.metadata
@@ -253,17 +254,16 @@ def check_apart(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
   The workdir in one of images, or known images in one of unknowns.
   """
-  known = {f'data.{field}': config.data[field] for field in _FOLDERS}
-  dirs = config.evaluation.unknown_dirs
-  train_dir, test_dir = (files.real(config.data[field]) for field in _FOLDERS)
-  if all(known.values()) and (
-    train_dir.is_relative_to(test_dir) or test_dir.is_relative_to(train_dir)
-  ):
-    raise types.UsageError(
-      f'data.test_dir={config.data.test_dir} lies in data.train_dir='
-      f'{config.data.train_dir}, or that in it; name a folder of other images, '
-      'or none, and the share that is tested on as data.test_share'
-    )
+  known = {f'data.{field}': config.data.get(field, '') for field in _FOLDERS}
+  dirs = config.evaluation.get('unknown_dirs', ())
+  if all(known.values()):
+    first, second = map(files.real, known.values())
+    if first.is_relative_to(second) or second.is_relative_to(first):
+      raise types.UsageError(
+        f'data.test_dir={known["data.test_dir"]} lies in data.train_dir='
+        f'{known["data.train_dir"]}, or that in it; name a folder of other '
+        'images, or none, and the share that is tested on as data.test_share'
+      )
   if dirs:
     classes = data.known_folders(**config.data)
     for folder in dirs:
@@ -376,7 +376,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
     raise types.UsageError(
       f'report.map_samples must be at least 0, got {config.report.map_samples}'
     )
-  if config.counterfactual.count and config.model.lateral != 'none':
+  if config.counterfactual.count and _lateral(config) != 'none':
     raise types.UsageError(
       f'counterfactual.count={config.counterfactual.count} is for a classifier '
       "alone: set model.lateral to 'none', or the count to 0"
@@ -428,6 +428,18 @@ def _check_types(config: config_dict.ConfigDict) -> None:
         f'the config has no {name}; start it from configs/common.py, which has '
         'every field'
       )
+  known = _fields()
+  for name in _flat(_plain(config)):
+    if name not in known:
+      near = difflib.get_close_matches(name, known, 1)
+      hint = f'did you mean {near[0]}?' if near else 'leave it out'
+      raise types.UsageError(
+        f'the config has {name}, which nothing reads; {hint}'
+      )
+
+
+def _lateral(config: config_dict.ConfigDict) -> str:
+  return config.model.get('lateral', 'bottleneck')
 
 
 def _fields() -> dict[str, tuple[Any, bool]]:
@@ -620,7 +632,7 @@ def _result(
   repeated = duplicates.count((n, image) for n, image, _ in benchmark.parts())
   return {
     'name': name,
-    'system': 'gan' if generated else models.SYSTEMS[config.model.lateral],
+    'system': 'gan' if generated else models.SYSTEMS[_lateral(config)],
     'seed': config.seed,
     'config': _plain(config),
     'versions': _versions(),
@@ -658,7 +670,7 @@ def _result(
       *judge.promise(
         scored, config.scorer.decision, config.scorer.reject_known
       ),
-      *([_CONTROL] if recipe and config.model.lateral == 'none' else []),
+      *([_CONTROL] if recipe and _lateral(config) == 'none' else []),
       *([] if benchmark.unknown else ['No unknown set was scored.']),
       duplicates.told(repeated),
       *_left_out(benchmark),

@@ -1,6 +1,7 @@
 """Every field has a comment, a type, and a reader."""
 
 import importlib
+import sys
 
 import pytest
 from conftest import CONFIGS, ROOT
@@ -92,6 +93,43 @@ def test_mirror_images_that_the_net_never_saw(flip, caplog):
   config.model.eval_mirror, config.train.flip = True, flip
   pipeline.check_config(config)
   assert ('set train.flip=True' in caplog.text) != flip
+
+
+@pytest.mark.parametrize(
+  ('name', 'hint'),
+  [
+    ('seeds', r'did you mean seed\?'),
+    ('report.picture', r'did you mean report\.pictures\?'),
+    ('train.momentun', r'did you mean train\.momentum\?'),
+    ('weibull.tails', r'did you mean weibull\.tail\?'),
+    ('extra.x', 'leave it out'),
+  ],
+)
+def test_a_field_that_nothing_reads_is_one_line(name, hint):
+  config = common.get_config()
+  section, _, field = name.rpartition('.')
+  with config.unlocked():
+    if section and section not in config:
+      config[section] = {}
+    (config[section] if section else config)[field] = 3
+  with pytest.raises(types.UsageError, match=f'has {name}, .* reads; .*{hint}'):
+    pipeline.check_config(config)
+
+
+def test_any_field_with_a_default_may_be_missing(tmp_path, monkeypatch):
+  """As in a config of before that field; and what is written is written."""
+  config = CONFIGS['digits'].copy_and_resolve_references()
+  config.report.pictures, config.train.num_steps = False, 150
+  config.model.width = config.model.latent_width = 4
+  with config.unlocked():
+    for name, (_, is_needed) in pipeline._fields().items():
+      section, _, field = name.rpartition('.')
+      if not is_needed and field in config[section]:
+        del config[section][field]
+  assert 'lateral' not in config.model
+  monkeypatch.setattr(sys, 'argv', ['x', '--config=configs/digits.py'])
+  assert cli.run_name(config) == 'digits'
+  assert pipeline.run(config, 'digits', tmp_path / 'w', tmp_path)['parameters']
 
 
 def test_a_field_that_is_missing_is_one_line():

@@ -393,8 +393,8 @@ def check_apart(
 
 def known_folders(
   *,
-  train_dir: str,
   unknown_classes: Sequence[int],
+  train_dir: str = '',
   splits: Sequence[Sequence[int]] = (),
   split: int = 0,
   num_classes: int = 0,

@@ -191,13 +191,17 @@ def _values(
 
   Of all its seeds: others' means are of those, and would be no match.
   """
-  found: dict[int, list[float | None]] = {label: [] for label in labels}
+  found: dict[int, list[float]] = {label: [] for label in labels}
+  lacking = set()
   for case in cases:
     if case.system == spec.system:
       entry = (case.report or {}).get('unknown', {}).get(name, {})
       value = entry.get(spec.method, {}).get(key)
-      found[label_of(case)].append(value)
+      if value is None:
+        lacking.add(label_of(case))
+      else:
+        found[label_of(case)].append(value)
   return [
-    statistics.fmean(x) if x and None not in x else None
-    for x in found.values()
+    statistics.fmean(x) if x and label not in lacking else None
+    for label, x in found.items()
   ]
