@@ -143,10 +143,13 @@ def run(
             journal.look()
             if is_due or is_last:
               state = engine.fetch(placed)
+              journal.look_at(state, step)
           if is_row:
             row = journal.row(step)
             if is_due and select_accuracy:
               row['select_accuracy'] = select_accuracy(state)
+              if not np.isfinite(row['select_accuracy']):
+                raise journal.diverged(step, 'what the net gives is not finite')
             journal.write(row)
           checkpoints.check()
           if is_due or is_last:
@@ -301,11 +304,24 @@ class _Journal:
         if not np.isfinite(value)
       )
       if told:
-        raise types.DivergedError(
-          f'{self._words.title} diverged: at step {self._before + i + 1} '
-          f'{told}; checkpoints from before are kept. {self._words.advice}, '
-          'in a new workdir'
-        )
+        raise self.diverged(self._before + i + 1, told)
+
+  def look_at(self, state: Any, step: int) -> None:
+    """Looks at what `look` has no metrics of yet: what the step has made.
+
+    Raises:
+      DivergedError: where it is not finite.
+    """
+    for x in jax.tree.leaves(state):
+      if x.dtype.kind == 'f' and not np.isfinite(x).all():
+        raise self.diverged(step, 'weights are not finite')
+
+  def diverged(self, step: int, told: str) -> types.DivergedError:
+    """The error, with the way out."""
+    return types.DivergedError(
+      f'{self._words.title} diverged: at step {step} {told}; checkpoints from '
+      f'before are kept. {self._words.advice}, in a new workdir'
+    )
 
   def row(self, step: int) -> dict:
     """Means over the steps since the row before, which `look` has seen."""

@@ -603,8 +603,10 @@ def build_step(
 def _accuracy(
   model: models.Net, samples: splits.Labelled, state: TrainState
 ) -> float:
-  """Closed-set accuracy in evaluation mode."""
+  """Closed-set accuracy in evaluation mode; NaN where a logit is not finite."""
   found = features.extract(model, state.variables, samples.image, samples.label)
+  if not np.isfinite(found.logits).all():
+    return np.nan
   return float(np.mean(np.argmax(found.logits, axis=1) == found.label))
 
 

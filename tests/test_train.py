@@ -703,6 +703,19 @@ def test_divergence_stops_and_keeps_the_checkpoint(tmp_path):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.parametrize(
+  ('rate', 'told'), [(1e37, 'net gives'), (3e38, 'weights')]
+)
+def test_what_the_last_step_makes_is_looked_at(tmp_path, rate, told):
+  """Its metrics are of what was before."""
+  fields = {'clip_norm': 0.0, 'num_steps': 2, 'checkpoint_every': 1}
+  schedule = {'schedule': 'constant', 'warmup_share': 0.5}
+  with pytest.raises(types.DivergedError, match=f'at step 2 .*{told}.*finite'):
+    _fit(tmp_path, learning_rate=rate, **fields, **schedule)
+  kept = [p.name for p in (tmp_path / 'checkpoints').iterdir()]
+  assert kept == ['1']
+
+
 def test_tensorboard_files_are_written(tmp_path):
   _fit(tmp_path)
   (events,) = (tmp_path / 'tensorboard').iterdir()
