@@ -305,7 +305,9 @@ def _fit(
       f'class_names must name each of the {len(count)} classes, or none, got '
       f'{len(class_names)} names'
     )
-  _check_counts(count, class_names)
+  # Two samples are equally far from their own mean, which is no tail.
+  is_of_own = vector not in PART_WEIGHTS and tail_blocks is None
+  _check_counts(count, class_names, 3 if is_of_own else 2)
   scale, dead = _feature_scale(
     blocks, vector, scaling, count, mav, width, everyone
   )
@@ -1267,11 +1269,13 @@ def _check_finite(values: np.ndarray, what: str) -> None:
     )
 
 
-def _check_counts(count: np.ndarray, class_names: Sequence[str] = ()) -> None:
-  for k in np.flatnonzero(count < 2):
+def _check_counts(
+  count: np.ndarray, class_names: Sequence[str], least: int = 2
+) -> None:
+  for k in np.flatnonzero(count < least):
     raise types.UserError(
       f'class {_name(k, class_names)}: {count[k]} correctly classified '
-      'samples, at least 2 are needed to fit its tail; train longer, '
+      f'samples, at least {least} are needed to fit its tail; train longer, '
       'add samples or drop the class'
     )
 

@@ -427,7 +427,7 @@ def test_no_latent_is_logits_alone(generator):
 def test_class_without_correct_samples_is_named(generator):
   features = _features(generator)
   features.logits[features.label == 2, 2] = -100
-  with pytest.raises(ValueError, match=r'class pear: 0 correctly.*at least 2'):
+  with pytest.raises(ValueError, match=r'class pear: 0 correctly.*at least 3'):
     weibull.fit(
       features, tail_size=20, class_names=['fig', 'kiwi', 'pear', 'plum']
     )
@@ -543,18 +543,22 @@ def test_many_classes_are_fitted_in_parts(monkeypatch):
     weibull.fit_tails(distances, tail_size=20)
 
 
-@pytest.mark.parametrize('seed', range(20))
-def test_two_samples_of_a_class_have_no_tail(seed):
+@pytest.mark.parametrize('scaling', weibull.SCALINGS)
+def test_two_samples_of_a_class_have_no_tail(scaling):
   """They are equally far from their mean, whatever rounding makes of it."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   label = np.array([0] * 30 + [1] * 2, np.int32)
   logits = rng.normal(size=(32, 2)) + 20 * np.eye(2)[label]
   features = types.Features(logits, rng.normal(size=(32, 5)), label)
-  with (
-    pytest.warns(UserWarning, match=r'1 \(2\)'),
-    pytest.raises(ValueError, match=r'class 1: the 2 distances .* all equal'),
-  ):
-    weibull.fit(features, tail_size=20)
+  for vector in ('logits', 'joint'):
+    with pytest.raises(types.UserError, match=r'class 1: 2 correct.* least 3'):
+      weibull.fit(features, vector=vector, scaling=scaling, tail_size=20)
+  # Answers of two are not alike, nor distances of others.
+  others = features._replace(logits=logits + rng.normal(size=(32, 2)))
+  for fields in ({'vector': 'evidence'}, {'tail_features': others}):
+    with pytest.warns(UserWarning, match=r'1 \(2\)'):
+      model = weibull.fit(features, scaling=scaling, tail_size=20, **fields)
+    assert np.isfinite(model.shape).all()
 
 
 def test_few_or_close_distances():
