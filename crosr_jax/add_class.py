@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> None:
       logging.warning('%s is left out: %s', paths[i], fault)
     found = model.features(image)
     model = model.with_class(_NAME.value, found)
-    model.save_added(workdir)
+    assert model.added
+    saved.save_added(workdir, model.added, model.fitted_sha256)
   answer = model.score(found).prediction
   new = len(model.class_names) - 1
   called_so = (answer == new).sum()

@@ -84,15 +84,20 @@ def finished(
   """The same of the files alone that an answer of a finished run needs.
 
   Args:
-    folder: as `workdir`; one of this machine is given back as it is.
+    folder: as `workdir`; or one of this machine, ~ meaning a home.
     cache: as `workdir`.
     writes: whether what is written in it goes up.
 
   Raises:
+    UsageError: for '', and as `workdir` and `files.user_path`.
     UserError: as `workdir`.
   """
+  if not os.fspath(folder):
+    raise types.UsageError(
+      "'' is no folder of a run; the folder that you are in is '.'"
+    )
   if not is_url(folder):
-    return pathlib.Path(folder)
+    return files.user_path(folder)
   mirror = _Mirror(str(folder), cache, writes=writes, names=_FINISHED)
   mirror.open()
   return mirror.local

@@ -90,6 +90,12 @@ def main() -> None:
       '--unknown needs the net of a --workdir; put the features of unknown '
       'sets into the file of --features'
     )
+  if _UNKNOWN.value and _FEATURES.value:
+    raise types.UsageError(
+      f'--unknown={_UNKNOWN.value[0]}: its features would be of the net of '
+      f'--workdir, those of --features={_FEATURES.value} may be of another; '
+      'leave one out, or put the features of unknown sets into the file'
+    )
   if _MAX_UNKNOWN.value < 1:
     raise types.UsageError(
       f'--max_unknown={_MAX_UNKNOWN.value}: at least 1 is needed'

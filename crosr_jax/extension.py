@@ -127,6 +127,22 @@ def rejecting(added: Extension, reject_known: float) -> Extension:
   return added._replace(limit=limit)
 
 
+def lacking(added: Extension, before: Extension) -> list[str]:
+  """Names of classes of `before` that are not in the same place in `added`.
+
+  Limits may differ: they follow from a share that can be asked for.
+  """
+  rows = ('mav', 'shape', 'loc', 'scale', 'share')
+  return [
+    name
+    for k, name in enumerate(before.class_names)
+    if added.class_names[k : k + 1] != (name,)
+    or not all(
+      np.array_equal(getattr(added, x)[k], getattr(before, x)[k]) for x in rows
+    )
+  ]
+
+
 def score(
   scores: types.Scores, features: types.Features, added: Extension
 ) -> types.Scores:

@@ -15,6 +15,7 @@ from crosr_jax import (
   choice,
   extension,
   features,
+  files,
   judge,
   models,
   saved,
@@ -31,7 +32,8 @@ _TOLD = {
 _FEW = (1, 16)
 
 
-@dataclasses.dataclass(frozen=True)
+# Two with the same arrays are two: arrays have no single == or hash.
+@dataclasses.dataclass(frozen=True, eq=False)
 class OpenSetModel:
   """Net, Weibulls and decision; `load` makes it, a call answers."""
 
@@ -205,13 +207,17 @@ class OpenSetModel:
     """Keeps the added classes in the workdir that the model was loaded from.
 
     Raises:
-      UsageError: where there is none, or the workdir is another's, or was
-        fitted again since.
+      UsageError: where there is none, or the workdir is another's, was fitted
+        again or got other classes since.
+      UserError: where the workdir is in use.
     """
     if self.added is None:
       raise types.UsageError('no class was added; see with_class')
     workdir = bucket.finished(workdir, writes=True)
-    saved.save_added(workdir, self.added, self.fitted_sha256)
+    # A folder that is none of a run is left as it is.
+    saved.load_info(workdir)
+    with files.held(workdir):
+      saved.save_added(workdir, self.added, self.fitted_sha256)
 
   def reconstruct(
     self, image: np.ndarray, *, batch_size: int = 0
@@ -263,6 +269,9 @@ def load(workdir: str | os.PathLike) -> OpenSetModel:
   found = saved.load(workdir)
   info = found.info
   added = saved.load_added(workdir, info['fitted_sha256'])
+  if added:
+    # The main job may have asked for another share since, of the same fit.
+    added = extension.rejecting(added, info['scorer']['reject_known'])
   return OpenSetModel(
     class_names=(*info['class_names'], *(added.class_names if added else ())),
     image_shape=tuple(info['image_shape']),

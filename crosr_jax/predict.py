@@ -4,9 +4,10 @@
 
 Arguments are image files, folders (all images below them), patterns, and '-'
 for a list of those on standard input, one a line. The answers are in the same
-order: prediction, a class or 'unknown'; the probability of the best class; that
-of unknown; and the nearest class, whatever is decided. A file that cannot be
-read has a row that says why, and makes the exit code 1.
+order: prediction, a class or 'unknown'; the probability of that class, or where
+it is unknown of the nearest one; that of unknown; and the nearest class,
+whatever is decided. A file that cannot be read has a row that says why, and
+makes the exit code 1.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ class Row(NamedTuple):
 
   path: str
   prediction: str  # a class, 'unknown', or '' where the file gives no image
-  probability: float | None  # of the best class
+  # of the class that is predicted, or the nearest where that is unknown
+  probability: float | None
   unknown_probability: float | None
   nearest: str  # class
   error: str  # '' where there is none
@@ -100,12 +102,12 @@ def rows(model: Any, paths: Sequence[str]) -> Iterator[Row]:
         continue
       k = next(answers)
       prediction = scores.prediction[k]
+      is_unknown = prediction == types.UNKNOWN
+      told = nearest[k] if is_unknown else prediction
       yield Row(
         path,
-        _UNKNOWN
-        if prediction == types.UNKNOWN
-        else model.class_names[prediction],
-        float(scores.probability[k, :-1].max()),
+        _UNKNOWN if is_unknown else model.class_names[prediction],
+        float(scores.probability[k, told]),
         float(scores.probability[k, -1]),
         model.class_names[nearest[k]],
         '',
@@ -119,7 +121,7 @@ class _Table:
     self._stream = stream
     names = map(cli.in_line, class_names)
     self._width = max(len('prediction'), *map(len, names))
-    self._line('prediction', 'best', 'unknown', 'nearest', 'image')
+    self._line('prediction', 'probability', 'unknown', 'nearest', 'image')
 
   def row(self, row: Row) -> None:
     if row.error:
@@ -137,9 +139,9 @@ class _Table:
     self._stream.flush()
 
   def _line(self, *cells: str) -> None:
-    prediction, best, unknown, nearest, path = map(cli.in_line, cells)
+    prediction, own, unknown, nearest, path = map(cli.in_line, cells)
     n = self._width
-    text = f'{prediction:{n}} {best:>6} {unknown:>8}  {nearest:{n}} {path}'
+    text = f'{prediction:{n}} {own:>11} {unknown:>8}  {nearest:{n}} {path}'
     self._stream.write(text + '\n')
 
 

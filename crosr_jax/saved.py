@@ -172,17 +172,24 @@ def save_added(
   """Writes added classes; `load_added` gives them back.
 
   Args:
-    workdir: of the run that they were added to.
-    added: M classes.
+    workdir: of the run that they were added to, held by the caller.
+    added: M classes, those first that are there.
     fitted_sha256: of the fitted.npz that they were added to.
 
   Raises:
-    UsageError: where the workdir has another.
+    UsageError: where the workdir has another, or classes that would be lost.
+    UserError: as `load_added`.
   """
   if load_info(workdir)['fitted_sha256'] != fitted_sha256:
     raise types.UsageError(
       f'{workdir} is not the run that the classes were added to, or was fitted '
       'again since; load it and add them again'
+    )
+  there = load_added(workdir, fitted_sha256)
+  if lost := extension.lacking(added, there) if there else []:
+    raise types.UsageError(
+      f'{workdir} got {", ".join(lost)} since the model was loaded; load it '
+      'and add your classes again'
     )
   arrays = added._asdict() | {'fitted_sha256': fitted_sha256}
   _write(workdir / 'added.npz', arrays)

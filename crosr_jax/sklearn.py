@@ -3,6 +3,7 @@
 n samples, d features, K classes.
 """
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,12 @@ from sklearn import base, linear_model, model_selection
 from sklearn.utils import multiclass, validation
 
 from crosr_jax import choice, scorer, types, weibull
+
+# Share of training samples for which the largest decision value may be another
+# class than that predicted: of two classes hardly one; of more an SVC takes
+# votes, which may be even.
+_MOST_OTHERS = 0.01
+_MOST_OTHERS_OF_MANY = 0.15
 
 
 class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
@@ -21,15 +28,16 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
 
   Args:
     estimator: a classifier with `decision_function`, one column per class, or
-      `predict_proba`; None = LogisticRegression().
+      `predict_proba`, that predicts the class of the largest; None =
+      LogisticRegression().
     unknown_label: what `predict` gives for unknown; no class may be called so,
       and it is a word where classes are words.
     vector: 'joint' (decision values and features), 'logits' (decision values
       alone), 'evidence' or 'neighbour', see weibull.fit.
     scaling: 'none', 'std' or 'within_class', see weibull.fit.
     margin: of 'evidence' and 'neighbour', see weibull.fit.
-    tail: largest distances per class that are fitted, as '20', or a share as
-      '5%' (at least 20).
+    tail: largest distances per class that are fitted, as 20 or '20', or a share
+      as '5%' (at least 20).
     reject_known: share of known samples to reject: by a threshold from held-out
       samples; 0 = the largest of the K + 1 probabilities decides.
     held_out_share: of the samples, for that threshold.
@@ -50,7 +58,7 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     vector: str = 'joint',
     scaling: str = 'within_class',
     margin: float = 0.0,
-    tail: str = '20',
+    tail: str | int = '20',
     reject_known: float = 0.05,
     held_out_share: float = 0.2,
     random_state: Any = 0,
@@ -112,15 +120,12 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     start = self.estimator
     if start is None:
       start = linear_model.LogisticRegression()
-    length = weibull.parse_tail(self.tail)
-    if not length:
-      raise types.UsageError(
-        f"tail={self.tail!r}: a number as '20' or a share as '5%' is needed; "
-        'reject_known asks for a share of known samples'
-      )
+    length = self._length()
     self.estimator_ = base.clone(start).fit(X[rows], y[rows])
+    found = self._features(X[rows], label[rows])
+    self._check_answers(X[rows], found.logits)
     self.weibull_ = weibull.fit(
-      self._features(X[rows], label[rows]),
+      found,
       vector=self.vector,
       scaling=self.scaling,
       margin=self.margin,
@@ -180,7 +185,52 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     method = 'crosr_y' if self.vector == 'logits' else 'crosr'
     return scorer.score(found, self.weibull_, method=method)
 
+  def _length(self) -> dict[str, Any]:
+    """Of a tail, as weibull.fit takes it."""
+    try:
+      if found := weibull.parse_tail(str(self.tail)):
+        return found
+    except types.UsageError:
+      pass
+    raise types.UsageError(
+      f"tail={self.tail!r}: a number from 2 as '20' or a share as '5%' is "
+      'needed; reject_known asks for a share of known samples'
+    )
+
+  def _check_answers(self, X: np.ndarray, logits: np.ndarray) -> None:
+    """Raises a UsageError where decision values do not say what is predicted.
+
+    Args:
+      X: [n, d], the training samples.
+      logits: [n, K], their decision values.
+    """
+    predicted = np.ravel(self.estimator_.predict(X))
+    low, high = np.sort(logits, axis=1)[:, -2:].T
+    is_other = self.classes_[np.argmax(logits, axis=1)] != predicted
+    share = np.mean(is_other & (low < high))
+    is_pair = len(self.classes_) == 2
+    if share > (_MOST_OTHERS if is_pair else _MOST_OTHERS_OF_MANY):
+      way_out = (
+        'a threshold of its own is not taken: give the classifier without it'
+        if is_pair
+        else "an SVC needs decision_function_shape='ovr', and break_ties=True"
+      )
+      raise types.UsageError(
+        f'{type(self.estimator_).__name__} predicts another class than that of '
+        f'the largest decision value for {share:.1%} of the training samples; '
+        f'{way_out}'
+      )
+
   def _features(self, X: np.ndarray, label: np.ndarray) -> types.Features:
+    # One that is frozen may have been trained on others.
+    trained = getattr(self.estimator_, 'classes_', self.classes_)
+    if not np.array_equal(trained, self.classes_):
+      of_y = reprlib.repr(self.classes_.tolist())
+      raise types.UsageError(
+        f'{type(self.estimator_).__name__} was trained on the classes '
+        f'{reprlib.repr(np.asarray(trained).tolist())}, those of y are {of_y}; '
+        'give it those samples, or train it on these'
+      )
     if hasattr(self.estimator_, 'decision_function'):
       logits = np.asarray(self.estimator_.decision_function(X))
     elif not hasattr(self.estimator_, 'predict_proba'):

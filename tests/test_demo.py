@@ -68,6 +68,19 @@ def test_answers_are_the_models(client, model):
     assert np.isfinite(found['point']).all()
 
 
+@pytest.mark.parametrize('k', [3, types.UNKNOWN])
+def test_the_bar_of_what_was_decided_is_marked(model, monkeypatch, k):
+  # Others are likelier, more of them than there are bars.
+  probability = np.linspace(0.2, 0.1, 8, dtype=np.float32)[None]
+  scores = types.Scores(probability, np.array([k]), np.zeros(1))
+  monkeypatch.setattr(openset.OpenSetModel, 'score', lambda *_: scores)
+  monkeypatch.setattr(demo_page, '_MOST_BARS', 2)
+  found = demo_page.answer(model, None, np.zeros((8, 8, 1), np.uint8))
+  shown = {bar['name']: bar['is_decided'] for bar in found['bars']}
+  wanted = {'0': False, '1': False} if k < 0 else {'0': False, '3': True}
+  assert shown == wanted and found['is_unknown'] == (k < 0)
+
+
 def test_what_is_drawn_is_centred(client):
   digit = np.kron(_digit(0), np.ones((16, 16), np.uint8))
   drawn = np.zeros((280, 280), np.uint8)
@@ -246,6 +259,8 @@ def test_draws_a_digit_then_a_letter(page):
   assert _answer(page) == '0'
   assert page.locator('#prediction').get_attribute('class') == 'known'
   assert page.locator('#bars .bar').count() == 8
+  decided = page.locator('#bars .bar.decided')
+  assert decided.locator('span').first.inner_text() == '0'
   assert page.locator('#reconstruction').is_visible()
   # Let go of outside the pad, nothing is asked.
   page.mouse.move(5, 5)
@@ -260,6 +275,7 @@ def test_draws_a_digit_then_a_letter(page):
   )
   assert _answer(page) == 'unknown'
   assert page.locator('#prediction').get_attribute('class') == 'unknown'
+  assert decided.locator('span').first.inner_text() == 'unknown'
 
 
 def test_an_image_is_chosen(page, tmp_path):

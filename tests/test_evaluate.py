@@ -290,6 +290,12 @@ def test_mistakes(workdir, evaluate, tmp_path):
   for arguments, code, words in (
     ((), 2, '--workdir is needed'),
     (('--features=x.npz', '--unknown=noise'), 2, 'needs the net'),
+    # Of another net, maybe.
+    (
+      (run, f'--features={workdir / "features.npz"}', '--unknown=noise'),
+      2,
+      '--unknown=noise: its features would be of the net of --workdir',
+    ),
     ((run, '--unknown=nonsense'), 2, 'no folder, and no unknown set'),
     ((run, '--unknown=mnist_noise:sum'), 2, 'made of known test images'),
     ((run, '--unknown=noise:foo'), 2, '--unknown: recipe of noise must be'),

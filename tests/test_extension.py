@@ -279,6 +279,47 @@ def test_kept_and_dropped(digits_copy, sevens, caplog):
     model.save_added(digits_copy)
 
 
+def test_classes_of_others_are_not_lost(digits_copy, sevens):
+  model = openset.load(digits_copy)
+  seven = model.with_class('seven', sevens[:60])
+  other = model.with_class('other', sevens[60:90])
+  seven.save_added(digits_copy)
+  again = model.with_class('seven', sevens[60:120])
+  before = (digits_copy / 'added.npz').read_bytes()
+  for stale in (other, again):
+    with pytest.raises(types.UsageError, match='got seven since the model was'):
+      stale.save_added(digits_copy)
+  assert (digits_copy / 'added.npz').read_bytes() == before
+  # Its own, and what was added to them, at whatever share.
+  seven.save_added(digits_copy)
+  both = seven.rejecting(0.1).with_class('other', sevens[60:90])
+  with files.held(digits_copy), pytest.raises(types.UserError, match='in use'):
+    both.save_added(digits_copy)
+  both.save_added(digits_copy)
+  assert openset.load(digits_copy).class_names[-2:] == ('seven', 'other')
+  with pytest.raises(types.UsageError, match='got other since the model was'):
+    seven.save_added(digits_copy)
+  (digits_copy / 'added.npz').unlink()
+  seven.save_added(digits_copy)
+  with pytest.raises(types.UsageError, match='is no folder'):
+    seven.save_added(digits_copy / 'nowhere')
+
+
+def test_limits_follow_the_share_of_the_run(digits_copy, sevens):
+  model = openset.load(digits_copy).with_class('seven', sevens[:60])
+  model.save_added(digits_copy)
+  found = saved.load(digits_copy)
+  scorer_fields = {**found.info['scorer'], 'reject_known': 0.2}
+  saved.save(
+    digits_copy, found._replace(info={**found.info, 'scorer': scorer_fields})
+  )
+  again = openset.load(digits_copy)
+  np.testing.assert_array_equal(
+    again.added.limit, model.rejecting(0.2).added.limit
+  )
+  assert again.added.limit < model.added.limit
+
+
 def test_command(digits_copy, sevens, tmp_path, run_command):
   folder = tmp_path / 'sevens'
   folder.mkdir()

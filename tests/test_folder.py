@@ -129,6 +129,16 @@ def test_patterns(photos, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / '*').symlink_to('nowhere')
   assert named.paths(['*']) == ['*']
+  # Nor a home; that of nobody is missing like any other file.
+  (tmp_path / '~x.png').touch()
+  (tmp_path / '~folder').mkdir()
+  (tmp_path / '~folder' / 'y.png').touch()
+  monkeypatch.setenv('HOME', str(tmp_path))
+  nowhere = '~nobody-of-that-name/z.png'
+  assert named.paths(['~x.png', '~folder', '~*.png', nowhere]) == [
+    *('~x.png', '~folder/y.png', '~x.png', nowhere)
+  ]
+  assert named.paths(['~/~x.png']) == [str(tmp_path / '~x.png')]
   with pytest.raises(types.UsageError, match="'' names no image"):
     named.paths([''])
 

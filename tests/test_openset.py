@@ -52,6 +52,19 @@ def test_answers_are_those_of_the_report(workdir, benchmark):
   assert model.decision == report['decision']
 
 
+def test_folders_as_a_user_writes_them(workdir, monkeypatch):
+  monkeypatch.setenv('HOME', str(workdir.parent))
+  model = crosr_jax.load(f'~/{workdir.name}')
+  assert model.class_names == tuple('0123456')
+  # Arrays have no single == and no hash; a model does.
+  assert model == model and model != openset.load(workdir)
+  assert len({model, model}) == 1
+  monkeypatch.chdir(workdir)
+  with pytest.raises(types.UsageError, match=r"'' is no folder .* is '\."):
+    crosr_jax.load('')
+  assert crosr_jax.load('.').class_names == model.class_names
+
+
 def test_a_row_is_its_own(workdir, benchmark):
   model = openset.load(workdir)
   image = benchmark.test.image[:40]
@@ -214,7 +227,7 @@ def test_predict_says_what_the_model_says(workdir, predict, pictures):
     assert row['prediction'] == ('unknown' if k < 0 else str(k))
     # The test's devices are others than those of a command.
     for key, value in (
-      ('probability', scores.probability[i, :-1].max()),
+      ('probability', scores.probability[i, k if k >= 0 else nearest[i]]),
       ('unknown_probability', scores.probability[i, -1]),
     ):
       assert row[key] == pytest.approx(value, rel=1e-4, abs=1e-6)
@@ -323,7 +336,7 @@ def test_the_table(workdir, predict, pictures):
   process = predict(f'--workdir={workdir}', '--reject_known=0.3', folder)
   lines = process.stdout.splitlines()
   assert lines[0].split() == [
-    'prediction', 'best', 'unknown', 'nearest', 'image',
+    'prediction', 'probability', 'unknown', 'nearest', 'image',
   ]  # fmt: skip
   expected = openset.load(workdir).rejecting(0.3)(image).prediction
   found = [line.split()[0] for line in lines[1:]]
@@ -336,7 +349,7 @@ def test_mistakes(workdir, predict, pictures, tmp_path):
   (tmp_path / 'none').mkdir()
   for arguments, words in (
     ((folder,), ('--workdir is needed',)),
-    ((f'--workdir={workdir}', '~nobody-of-that-name/x.png'), ('home',)),
+    (('--workdir=~nobody-of-that-name/x', folder), ('home',)),
     ((f'--workdir={workdir}',), ('name images',)),
     ((f'--workdir={tmp_path}/no', folder), ('no folder',)),
     ((f'--workdir={workdir}', tmp_path / 'none'), ('holds no image',)),

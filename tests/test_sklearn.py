@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import weibull_min
 from sklearn import (
+  calibration,
   datasets,
   ensemble,
+  frozen,
   linear_model,
   model_selection,
   neighbors,
@@ -150,6 +152,79 @@ def test_against_scipy():
   )
 
 
+@pytest.mark.parametrize(
+  ('classes', 'estimator', 'words'),
+  [
+    # As many pairs as classes.
+    (3, svm.SVC(decision_function_shape='ovo'), "decision_function_shape='ovr"),
+    (
+      2,
+      model_selection.FixedThresholdClassifier(
+        linear_model.LogisticRegression(), threshold=0.9
+      ),
+      'a threshold of its own is not taken',
+    ),
+    (
+      2,
+      model_selection.TunedThresholdClassifierCV(
+        linear_model.LogisticRegression(), scoring='recall'
+      ),
+      'a threshold of its own is not taken',
+    ),
+  ],
+)
+def test_decision_values_that_do_not_say_what_is_predicted(
+  classes, estimator, words
+):
+  X, label = datasets.make_classification(
+    *(600, 10),
+    **{'n_informative': 5, 'n_classes': classes, 'n_clusters_per_class': 1},
+    class_sep=0.5,
+    random_state=0,
+  )
+  with pytest.raises(types.UsageError, match=words):
+    OpenSetClassifier(estimator).fit(X, label)
+
+
+def test_even_votes_and_probabilities_of_an_svc():
+  X, label = datasets.make_classification(
+    *(1500, 20),
+    **{'n_informative': 10, 'n_classes': 20, 'n_clusters_per_class': 1},
+    class_sep=0.3,
+    random_state=0,
+  )
+  linear = svm.SVC(kernel='linear').fit(X, label)
+  decided = np.argmax(linear.decision_function(X), axis=1)
+  assert np.mean(decided != linear.predict(X)) > 0.1
+  OpenSetClassifier(frozen.FrozenEstimator(linear)).fit(X, label)
+  two = label < 2
+  calibrated = calibration.CalibratedClassifierCV(svm.SVC())
+  OpenSetClassifier(calibrated).fit(X[two], label[two])
+
+
+def test_a_frozen_classifier(digits):
+  train, _, label, _, _ = digits
+  three = label < 3
+  trained = linear_model.LogisticRegression(max_iter=3000)
+  trained = frozen.FrozenEstimator(trained.fit(train[three], label[three] + 1))
+  OpenSetClassifier(trained).fit(train[three], label[three] + 1)
+  with pytest.raises(
+    types.UsageError, match=r'\[1, 2, 3\], those of y are \[0'
+  ):
+    OpenSetClassifier(trained).fit(train[three], label[three])
+
+
+def test_a_tail_that_is_a_number(digits):
+  train, _, label, _, _ = digits
+  scores = [
+    OpenSetClassifier(tail=tail).fit(train, label).unknown_score(train)
+    for tail in (15, '15', np.int64(15), '20')
+  ]
+  np.testing.assert_array_equal(scores[0], scores[1])
+  np.testing.assert_array_equal(scores[0], scores[2])
+  assert (scores[0] != scores[3]).any()
+
+
 def test_errors(digits):
   train, _, label, _, _ = digits
   for fields, words in (
@@ -158,6 +233,9 @@ def test_errors(digits):
     ({'reject_known': 0.7}, 'reject_known'),
     ({'vector': 'latent'}, 'vector'),
     ({'tail': 'auto'}, "tail='auto'"),
+    ({'tail': 1}, "tail=1: a number from 2 as '20' or a share as '5%' is n"),
+    ({'tail': 0.05}, r'tail=0\.05: a number from 2'),
+    ({'tail': True}, 'tail=True: a number from 2'),
     ({'unknown_label': 'none'}, 'another kind'),
     ({'unknown_label': [1]}, r'\[1\] is no single label'),
     (

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from crosr_jax import files, types
+from crosr_jax import types
 from crosr_jax.data import folder, images
 
 
@@ -40,7 +40,9 @@ def _meant(argument: str) -> list[str]:
     raise types.UsageError(
       "'' names no image, folder or pattern; the folder that you are in is '.'"
     )
-  path = files.user_path(argument)
+  # A file may be called ~x; and the home of nobody is a file that is missing.
+  is_there = os.path.lexists(argument)
+  path = pathlib.Path(argument if is_there else os.path.expanduser(argument))
   # Unlike pathlib's, these are False for what cannot even be looked at.
   if os.path.isdir(path):
     chosen = _below(path)

@@ -29,7 +29,7 @@ _PATIENCE = 5.0
 # Of an upload; decoding one of a few bytes may take 30 bytes a pixel.
 _MOST_PIXELS = 25_000_000
 _MAP_SAMPLES = 800
-# Classes with bars of their own: the likeliest.
+# Classes with bars of their own: the likeliest, and the one decided for.
 _MOST_BARS = 10
 
 
@@ -105,7 +105,9 @@ def answer(
   scores = model.score(found)
   k = int(scores.prediction[0])
   probability = scores.probability[0]
-  best = np.argsort(-probability[:-1], kind='stable')[:_MOST_BARS]
+  # What was decided has a bar, be it the likeliest or not.
+  order = -probability[:-1] - (np.arange(len(probability) - 1) == k)
+  best = np.argsort(order, kind='stable')[:_MOST_BARS]
   # A few bars stay in the order of the classes, so that they do not jump.
   result = {
     'prediction': 'unknown' if k == types.UNKNOWN else model.class_names[k],
@@ -113,7 +115,11 @@ def answer(
     'nearest': model.class_names[model.nearest(found, scores)[0]],
     'unknown_probability': float(probability[-1]),
     'bars': [
-      {'name': model.class_names[i], 'probability': float(probability[i])}
+      {
+        'name': model.class_names[i],
+        'probability': float(probability[i]),
+        'is_decided': bool(i == k),
+      }
       for i in sorted(best)
     ],
     'seen': _as_url(image),
