@@ -1,7 +1,7 @@
 """CIFAR-10 against ImageNet and LSUN, cropped and resized: the second table.
 
 10 classes known; nothing else is seen in training. A net made to be trained in
-little time, within 75 minutes on two CPU cores, from prepared data:
+little time, in an hour and a half on two CPU cores, from prepared data:
 
   python -m crosr_jax.prepare cifar10 cifar100 odin
   python -m crosr_jax.main --config=configs/cifar10.py
