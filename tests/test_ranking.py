@@ -82,6 +82,7 @@ def ranked(small, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('ranking')
   found = []
 
+  @functools.wraps(data.load)
   def load(**fields):
     benchmark = data_load(**fields)
     assert not benchmark.unknown
