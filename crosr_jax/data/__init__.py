@@ -408,11 +408,10 @@ def known_folders(
   if not (train_dir and (unknown_classes or splits)):
     return None
   names = folder.class_names(train_dir, 'data.train_dir', num_classes)
-  field = 'data.unknown_classes'
   if splits:
-    field, known = 'data.splits', splits_lib.pick('data.splits', splits, split)
-    unknown_classes = splits_lib.others(known, len(names), field)
-  known = splits_lib.others(unknown_classes, len(names), field)
+    known = splits_lib.pick('data.splits', splits, split)
+    unknown_classes = splits_lib.others(known, len(names), 'data.splits')
+  known = splits_lib.others(unknown_classes, len(names), 'data.unknown_classes')
   return [names[k] for k in known]
 
 
