@@ -6,7 +6,6 @@ closed. A traceback is a bug of ours.
 """
 
 import contextlib
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -388,21 +387,17 @@ def _nearest(path: str) -> str:
   names = [
     str(p) for p in folder.glob('*.py') if p.stem not in ('common', '__init__')
   ]
-  near = difflib.get_close_matches(path, names, 1)
-  return f'; did you mean {near[0]}?' if near else ''
+  return types.near(path, names)
 
 
 def _check_field(config: config_dict.ConfigDict, name: str) -> None:
   fields = [field for field, _ in _fields(config)]
   if name in fields:
     return
-  near = difflib.get_close_matches(name, fields, 1)
   if any(field.startswith(f'{name}.') for field in fields):
     hint = f'; it is a section, set one of its fields: {name}.<field>=VALUE'
-  elif near:
-    hint = f'; did you mean {near[0]}?'
   else:
-    hint = '; --help lists the fields'
+    hint = types.near(name, fields) or '; --help lists the fields'
   raise types.UsageError(f'the config has no field {name!r}{hint}')
 
 

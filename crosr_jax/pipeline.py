@@ -4,7 +4,6 @@ Each stage takes its section of `config` as keywords, and reads nothing else.
 """
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib.metadata
@@ -410,7 +409,8 @@ def check_config(config: config_dict.ConfigDict) -> None:
 
 def _check_types(config: config_dict.ConfigDict) -> None:
   """Raises a UsageError for a field that is missing or of another type."""
-  for name, (kind, is_needed) in _fields().items():
+  known = _fields()
+  for name, (kind, is_needed) in known.items():
     section, _, field = name.rpartition('.')
     holder = config[section] if section else config
     if not isinstance(holder, config_dict.ConfigDict):
@@ -428,18 +428,16 @@ def _check_types(config: config_dict.ConfigDict) -> None:
         f'the config has no {name}; start it from configs/common.py, which has '
         'every field'
       )
-  known = _fields()
   for name in _flat(_plain(config)):
     if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f'did you mean {near[0]}?' if near else 'leave it out'
+      hint = types.near(name, known) or '; leave it out'
       raise types.UsageError(
-        f'the config has {name}, which nothing reads; {hint}'
+        f'the config has {name}, which nothing reads{hint}'
       )
 
 
 def _lateral(config: config_dict.ConfigDict) -> str:
-  return config.model.get('lateral', 'bottleneck')
+  return config.model.get('lateral', _defaults()['model.lateral'])
 
 
 def _fields() -> dict[str, tuple[Any, bool]]:

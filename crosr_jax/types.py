@@ -39,6 +39,12 @@ class UsageError(UserError):
   exit_code = 2
 
 
+def near(value: str, choices: Iterable[str]) -> str:
+  """'; did you mean x?' of the choice most like it; '' where none is."""
+  found = difflib.get_close_matches(value, tuple(choices), 1)
+  return f'; did you mean {found[0]}?' if found else ''
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
   """Raises a UsageError that lists the choices and suggests the nearest."""
   choices = tuple(choices)

@@ -492,6 +492,7 @@ def _fit(workdir, **changes):
   'changes',
   [
     {},
+    {'steps_per_dispatch': 2},
     {
       'steps_per_dispatch': 2,
       'data_on_device': 'always',

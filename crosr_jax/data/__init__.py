@@ -17,6 +17,11 @@ from crosr_jax.data import splits as splits_lib
 
 # Sides of images: three blocks halve them, and a batch must fit into memory.
 _SMALLEST, _USUAL_SIDE, _LARGEST = 8, 64, 1024
+# What the fields of a folder are where there is none.
+_OF_FOLDER = {
+  'train_dir': '', 'test_dir': '', 'num_classes': 0,
+  'image_size': _USUAL_SIDE, 'grey': False,
+}  # fmt: skip
 
 
 class Benchmark(NamedTuple):
@@ -113,8 +118,8 @@ def load(
     known = splits_lib.pick('data.splits', splits, split)
     unknown_classes = splits_lib.others(known, len(names))
   class_names = splits_lib.known_names(source.train, unknown_classes)
-  rest, unknown = splits_lib.by_class(source.train, unknown_classes)
   if source.test is None:
+    _, unknown = splits_lib.by_class(source.train, unknown_classes)
     # Of all classes: whichever are known, the same samples of a class are in
     # the test part.
     parts = splits_lib.hold_out(
@@ -135,6 +140,7 @@ def load(
       f'data.test_share={test_share}: {told} test part, set it to 0'
     )
   else:
+    rest, _ = splits_lib.by_class(source.train, unknown_classes)
     test, unknown = splits_lib.by_class(source.test, unknown_classes)
   select, rest = splits_lib.hold_out(rest, 'select_share', select_share, seed)
   _check_left('select_share', select_share, rest, class_names)
@@ -192,8 +198,9 @@ def _check_left(
   field: str, share: float, rest: splits_lib.Labelled, names: Sequence[str]
 ) -> None:
   """Raises a UsageError where a part that was drawn left a class empty."""
-  for k, name in enumerate(names):
-    if not np.any(rest.label == k):
+  count = np.bincount(rest.label, minlength=len(names))
+  for name, there in zip(names, count, strict=True):
+    if not there:
       raise types.UsageError(
         f'data.{field}={share} leaves no sample of class {name} to train on; '
         'make it smaller'
@@ -240,7 +247,7 @@ def _source(
 def _check_no_folder(name: str, **of_folder: Any) -> None:
   """Raises where another data set is given a field of 'folder'."""
   for field, value in of_folder.items():
-    if value and (field, value) != ('image_size', _USUAL_SIDE):
+    if value != _OF_FOLDER[field]:
       raise types.UsageError(
         f"data.{field}={value} is for data.name='folder', this is {name}"
       )
@@ -295,11 +302,21 @@ def expected(
     shape, count = _folder_shape(image_size, grey), num_classes
     if train_dir:
       count = len(folder.class_names(train_dir, 'data.train_dir', num_classes))
+  known = _known(count, unknown_classes, splits, split)
+  return sources.Shape(shape, len(known))
+
+
+def _known(
+  count: int,
+  unknown_classes: Sequence[int],
+  splits: Sequence[Sequence[int]],
+  split: int,
+) -> tuple[int, ...]:
+  """Known ones of so many classes, in ascending order."""
   if splits:
     known = splits_lib.pick('data.splits', splits, split)
     unknown_classes = splits_lib.others(known, count)
-  known = splits_lib.others(unknown_classes, count, 'data.unknown_classes')
-  return sources.Shape(shape, len(known))
+  return splits_lib.others(unknown_classes, count, 'data.unknown_classes')
 
 
 def unknown_sets(
@@ -382,8 +399,10 @@ def check_apart(
   root = files.real(folder)
   for name, other in known.items():
     there = files.real(other)
-    inner = [other] if classes is None else [f'{other}/{x}' for x in classes]
-    is_within = any(root.is_relative_to(files.real(x)) for x in inner)
+    inner = [there]
+    if classes is not None:
+      inner = [files.real(f'{other}/{x}') for x in classes]
+    is_within = any(root.is_relative_to(x) for x in inner)
     if other and (is_within or there.is_relative_to(root)):
       raise types.UsageError(
         f'{field}: {folder} lies in {name}={other}, or that in it; known '
@@ -408,10 +427,7 @@ def known_folders(
   if not (train_dir and (unknown_classes or splits)):
     return None
   names = folder.class_names(train_dir, 'data.train_dir', num_classes)
-  if splits:
-    known = splits_lib.pick('data.splits', splits, split)
-    unknown_classes = splits_lib.others(known, len(names), 'data.splits')
-  known = splits_lib.others(unknown_classes, len(names), 'data.unknown_classes')
+  known = _known(len(names), unknown_classes, splits, split)
   return [names[k] for k in known]
 
 
