@@ -212,12 +212,12 @@ def get_config() -> ConfigDict:
   config.weibull = ConfigDict()
   # What is measured: 'joint' (logits and codes, CROSR), 'evidence' (own logit,
   # code and reconstruction error, each in its own measure) or 'neighbour' (the
-  # same, but for the nearest training sample in place of the logit).
+  # same, but for the two nearest training samples in place of the logit).
   config.weibull.vector = 'evidence'
   # What a coordinate is divided by: 'none', 'std' or 'within_class'.
   config.weibull.scaling = 'within_class'
-  # Of 'evidence' and 'neighbour': deviations below what is usual from which on
-  # an answer counts.
+  # Of 'evidence' and 'neighbour': from so many deviations earlier on their
+  # answers count.
   config.weibull.margin = 0.0
   # Largest distances per class that are fitted: a number as '20', a share of
   # the class as '5%' (at least 20), or 'auto': the share with which argmax

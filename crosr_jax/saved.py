@@ -381,8 +381,15 @@ def _by_name(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 def _model(fields: dict[str, Any]) -> types.WeibullModel:
   vector, width = str(fields['vector']), int(fields['latent_width'])
+  # Models of before have no such field, and ask about the nearest alone.
+  neighbours = int(fields.get('neighbours', vector == 'neighbour'))
   return types.WeibullModel(
-    **{**fields, 'vector': vector, 'latent_width': width}
+    **{
+      **fields,
+      'vector': vector,
+      'latent_width': width,
+      'neighbours': neighbours,
+    }
   )
 
 
@@ -405,6 +412,8 @@ def _check_model(model: types.WeibullModel) -> None:
   }
   if (rows > 0) != (model.vector == 'neighbour'):
     raise ValueError(f'{rows} exemplars of vector {model.vector!r}')
+  if not (rows > 0) <= model.neighbours <= rows:
+    raise ValueError(f'neighbours is {model.neighbours}, of {rows} exemplars')
   if rows and joint != k + model.latent_width:
     raise ValueError(f'exemplars are {joint} wide, not {k} + latent_width')
   if has_parts and width - k - model.latent_width not in (0, 1):

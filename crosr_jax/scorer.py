@@ -91,6 +91,13 @@ class _Fitted(NamedTuple):
   half_square: types.Array
 
 
+class _Parts(NamedTuple):
+  """What a program knows of a model whose vector has parts."""
+
+  width: int  # L, of the latent
+  neighbours: int  # nearest exemplars that are asked about
+
+
 class Prepared(NamedTuple):
   """A model as `score` computes with it, on the device; see `prepare`."""
 
@@ -166,7 +173,7 @@ def score(
     method=method,
     alpha=min(alpha, num_classes),
     k=num_classes,
-    width=_width_of_parts(model),
+    parts=_parts(model),
   )
   probability, unknown_score = by_blocks(
     program, vector, len(features.label), fitted, _columns(fitted, num_classes)
@@ -230,7 +237,7 @@ def traced(
     method=method,
     alpha=min(alpha, num_classes),
     k=num_classes,
-    width=_width_of_parts(model),
+    parts=_parts(model),
   )
 
 
@@ -257,7 +264,7 @@ def rejects(
     for name in ('shape', 'loc', 'scale')
   ]
   one = np.stack([model.loc + model.scale for model in models])
-  program = functools.partial(_rejects_program, width=_width_of_parts(first))
+  program = functools.partial(_rejects_program, parts=_parts(first))
   (found,) = by_blocks(
     program,
     _vectors(features, first.vector, first),
@@ -281,7 +288,7 @@ def distances(
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
   weibull.check_rows(features)
   fitted = _float32(model, on_device=True)
-  program = functools.partial(_distance_program, width=_width_of_parts(model))
+  program = functools.partial(_distance_program, parts=_parts(model))
   (result,) = by_blocks(
     program,
     _vectors(features, model.vector, model),
@@ -336,7 +343,7 @@ def decide(
   return np.where(accepted, known, types.UNKNOWN).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('method', 'alpha', 'k', 'width'))
+@functools.partial(jax.jit, static_argnames=('method', 'alpha', 'k', 'parts'))
 def _program(
   a: Array,
   fitted: _Fitted | None,
@@ -344,7 +351,7 @@ def _program(
   method: str,
   alpha: int,
   k: int,
-  width: int | None,
+  parts: _Parts | None,
 ) -> tuple[Array, Array]:
   """[B, D] -> probability [B, K+1], unknown_score [B]."""
   logits = a[:, :k]
@@ -359,7 +366,7 @@ def _program(
     against = jax.nn.logsumexp(logits, axis=1)
     return jax.nn.softmax(a, axis=1), a[:, k] - against
   assert fitted is not None
-  d = _distances(a, fitted, width)
+  d = _distances(a, fitted, parts)
   if method == 'openmax':
     return _openmax(
       logits, log_power(d, fitted.shape, fitted.one, fitted.scale).T, alpha
@@ -367,23 +374,23 @@ def _program(
   return _crosr(logits.T, d, fitted)
 
 
-@functools.partial(jax.jit, static_argnames=('width',))
+@functools.partial(jax.jit, static_argnames=('parts',))
 def _distance_program(
-  a: Array, fitted: _Fitted, *, width: int | None
+  a: Array, fitted: _Fitted, *, parts: _Parts | None
 ) -> tuple[Array]:
-  return (_distances(a, fitted, width).T,)
+  return (_distances(a, fitted, parts).T,)
 
 
-@functools.partial(jax.jit, static_argnames=('width',))
+@functools.partial(jax.jit, static_argnames=('parts',))
 def _rejects_program(
   a: Array,
   fitted: tuple[_Fitted, tuple[Array, ...]],
   *,
-  width: int | None,
+  parts: _Parts | None,
 ) -> tuple[Array]:
   """[B, D] and the tails of T models, shape, loc, scale and one -> [B, T]."""
   first, tails = fitted
-  d = _distances(a, first, width)
+  d = _distances(a, first, parts)
   logits = a[:, : len(first.own)].T
 
   def rejected(shape: Array, loc: Array, scale: Array, one: Array) -> Array:
@@ -394,37 +401,37 @@ def _rejects_program(
   return (jax.vmap(rejected)(*tails).T,)
 
 
-def _distances(a: Array, fitted: _Fitted, width: int | None) -> Array:
-  """[B, D] -> [K, B]; width: of the latent if there are parts, else None."""
+def _distances(a: Array, fitted: _Fitted, parts: _Parts | None) -> Array:
+  """[B, D] -> [K, B]."""
   x = (a - fitted.center[None, :]) * fitted.unit[None, :]
-  if width is None:
+  if parts is None:
     return norms(x, fitted.mav, fitted.square[0])
-  # As in weibull.py: own logit or nearest sample, code and, where there is one,
-  # error.
-  k = len(fitted.own)
+  # As in weibull.py: own logit or nearest samples, code and, where there is
+  # one, error.
+  k, width = len(fitted.own), parts.width
   logits, rest = jnp.split(x, [k], axis=1)
-  if len(fitted.exemplars):
-    nearest = _nearest(a[:, : k + width], fitted)
-    parts = [(0, jnp.sqrt(nearest))]
+  if parts.neighbours:
+    answers = [(0, _nearest(a[:, : k + width], fitted, parts.neighbours))]
   else:
-    parts = [(0, fitted.own[:, None] - logits.T)]
+    answers = [(0, fitted.own[:, None] - logits.T)]
   for i, columns in ((1, slice(width)), (2, slice(width, None))):
     mav = fitted.mav[:, columns]
     # A part that the features lack tells nothing.
     if mav.shape[1]:
-      parts.append((i, norms(rest[:, columns], mav, fitted.square[i - 1])))
+      answers.append((i, norms(rest[:, columns], mav, fitted.square[i - 1])))
   square = jnp.zeros((), a.dtype)
-  for i, part in parts:
+  for i, answer in answers:
     mean, unit = fitted.part_mean[i], fitted.part_unit[i]
-    above = jnp.maximum((part - mean[:, None]) * unit[:, None], 0.0)
+    above = jnp.maximum((answer - mean[:, None]) * unit[:, None], 0.0)
     square = square + jnp.square(above)
   return jnp.sqrt(square)
 
 
-def _nearest(joint: Array, fitted: _Fitted) -> Array:
-  """Distance to the nearest exemplar of each class, [B, K+L] -> [K, B].
+def _nearest(joint: Array, fitted: _Fitted, count: int) -> Array:
+  """Mean root of distances to each class's nearest, [B, K+L] -> [K, B].
 
-  As directions. A sample that is an exemplar is passed over.
+  To `count` exemplars, as directions. A sample that is an exemplar is passed
+  over; where there are too few, the last stands for those that are missing.
   """
   k, size, width = fitted.exemplars.shape
   # Squares of what is very large or very small leave float32.
@@ -439,24 +446,40 @@ def _nearest(joint: Array, fitted: _Fitted) -> Array:
   near = product.reshape(k, size, -1) - fitted.half_square[:, :, None]
   from_middle = unit[None] - fitted.middle[:, None]
 
-  def distance(near: Array) -> tuple[Array, Array]:
+  how_many = jnp.isfinite(fitted.half_square).sum(axis=1)[:, None]
+  row = jnp.arange(size)[None, :, None]
+
+  def next_after(
+    places: list[Array], away: list[Array]
+  ) -> tuple[list[Array], list[Array]]:
+    """Both with the next nearest of each class, [K, B]."""
+    left = near
+    for place in places:
+      left = jnp.where(row == place[:, None, :], -jnp.inf, left)
     # What float32 makes of such a product is good enough to find the nearest,
     # and not for how near it is.
-    nearest = jnp.argmax(near, axis=1)
-    position = nearest + size * jnp.arange(k)[:, None]
+    place = jnp.argmax(left, axis=1)
+    position = place + size * jnp.arange(k)[:, None]
     found = flat.at[position].get(mode='promise_in_bounds')
-    away = jnp.sqrt(jnp.sum(jnp.square(from_middle - found), axis=2))
-    return nearest, away
+    apart = jnp.sqrt(jnp.sum(jnp.square(from_middle - found), axis=2))
+    if away:
+      apart = jnp.where(how_many > len(away), apart, away[-1])
+    return [*places, place], [*away, apart]
 
-  nearest, away = distance(near)
-  is_itself = away < weibull.ITSELF
+  def mean_root(away: list[Array]) -> Array:
+    return jnp.mean(jnp.sqrt(jnp.stack(away)), axis=0)
+
+  places: list[Array] = []
+  away: list[Array] = []
+  for _ in range(count):
+    places, away = next_after(places, away)
+  is_itself = away[0] < weibull.ITSELF
 
   def without_itself() -> Array:
-    is_nearest = jnp.arange(size)[None, :, None] == nearest[:, None, :]
-    _, second = distance(jnp.where(is_nearest, -jnp.inf, near))
-    return jnp.where(is_itself, second, away)
+    _, more = next_after(places, away)
+    return jnp.where(is_itself, mean_root(more[1:]), mean_root(away))
 
-  return jax.lax.cond(is_itself.any(), without_itself, lambda: away)
+  return jax.lax.cond(is_itself.any(), without_itself, lambda: mean_root(away))
 
 
 def norms(x: Array, mav: Array, mav_square: Array) -> Array:
@@ -752,15 +775,15 @@ def _columns(fitted: _Fitted | None, num_classes: int) -> int:
   """What a program makes of a row at most, beside its vector."""
   if fitted is None:
     return num_classes
-  # Products with all exemplars, and the nearest of each class.
+  # Products with all exemplars, and one of each class.
   k, size, width = fitted.exemplars.shape
   return max(num_classes, k * size, k * width)
 
 
-def _width_of_parts(model: types.WeibullModel | None) -> int | None:
+def _parts(model: types.WeibullModel | None) -> _Parts | None:
   if model is None or model.vector not in weibull.PART_WEIGHTS:
     return None
-  return model.latent_width
+  return _Parts(model.latent_width, model.neighbours)
 
 
 def _vectors(

@@ -108,9 +108,10 @@ class WeibullModel(NamedTuple):
   scale: np.ndarray  # [K] float64
   tail_count: np.ndarray  # [K] int64, distances each tail was fitted on
   dead: np.ndarray  # [D] bool, coordinates (nearly) constant in training
-  # Of 'evidence' and 'neighbour' alone, [K, 3] float64: mean of what training
-  # samples of each class answer to the three questions of weibull.py, less the
-  # margin; and deviation, infinity where a part tells nothing.
+  # Of 'evidence' and 'neighbour' alone, [K, 3] float64: from where on answers
+  # to the three questions of weibull.py count, which is the mean of those of
+  # each class's training samples, or as many deviations beside it as the recipe
+  # has; and deviation, infinity where a part tells nothing.
   part_mean: np.ndarray = np.zeros((0, 3))
   part_deviation: np.ndarray = np.zeros((0, 3))
   latent_width: int = 0  # L, of the same
@@ -120,6 +121,8 @@ class WeibullModel(NamedTuple):
   # [K] int64.
   exemplars: np.ndarray = np.zeros((0, 0), np.float32)
   exemplar_count: np.ndarray = np.zeros(0, np.int64)
+  # Nearest ones that are asked about, at least 1; of other vectors 0.
+  neighbours: int = 0
 
 
 class TailChoice(NamedTuple):

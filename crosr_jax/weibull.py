@@ -16,15 +16,20 @@ of those answers that are above 0, weighted as EVIDENCE_WEIGHTS:
   how much farther the log reconstruction error is from the class's usual one,
   on either side, than errors usually are.
 
-'neighbour' asks something else in place of the first, weighted as
-NEIGHBOUR_WEIGHTS: how much farther is the nearest training sample of the class
-than it is from another one of the class? Both as directions of logits and codes
-(Sun et al. 2022 rank by such distances alone), on a square-root scale. All of
-those directions are kept, the exemplars, copies once; a sample is never its own
-neighbour.
+A deviation is that of the class, with that of all classes counted in as twenty
+samples more, so that a small class has one too.
 
-With a margin an answer counts from so many deviations below the usual on, so
-that samples which are all as usual are not all alike.
+'neighbour' asks something else in place of the first, weighted as
+NEIGHBOUR_WEIGHTS: how much farther are the two nearest training samples of the
+class than they are from another one of the class? Both as directions of logits
+and codes (Sun et al. 2022 rank by such distances alone), the mean of the two on
+a square-root scale. All of those directions are kept, the exemplars, copies
+once; a sample is never its own neighbour. Its code and its error count from two
+deviations beyond the usual on: what is a little unusual there the nearest
+samples tell better.
+
+With a margin all answers count from so many deviations before that on, so that
+samples which are all as usual are not all alike.
 """
 
 import collections
@@ -49,10 +54,14 @@ SMALLEST_SHARED_TAIL = 20
 DEAD_SHARE = 1e-3
 # Of logit, code and error; chosen on known samples, docs/experiments.md.
 EVIDENCE_WEIGHTS = (2.5, 0.5, 1.0)
-# Of nearest sample, code and error; chosen likewise.
-NEIGHBOUR_WEIGHTS = (2.0, 0.5, 1.0)
+# Of nearest samples, code and error; chosen likewise.
+NEIGHBOUR_WEIGHTS = (2.0, 1.0, 2.0)
 # Of those that ask questions; no other vector has parts.
 PART_WEIGHTS = {'evidence': EVIDENCE_WEIGHTS, 'neighbour': NEIGHBOUR_WEIGHTS}
+# Deviations beyond the usual from which on they count; chosen likewise.
+_STARTS = {'evidence': (0.0, 0.0, 0.0), 'neighbour': (0.0, 2.0, 2.0)}
+# Nearest samples that 'neighbour' asks about; chosen likewise.
+_NEIGHBOURS = 2
 # Beyond, nothing that training samples answer counts as usual.
 MOST_MARGIN = 10.0
 # A class's own deviation counts as this many samples of the pooled one more.
@@ -113,15 +122,15 @@ def fit(
     features: of known training samples, N rows; net in evaluation mode.
     vector: 'logits', 'joint' for logits and latent side by side, 'evidence'
       for own logit, code and reconstruction error, as above, or 'neighbour' for
-      nearest sample, code and reconstruction error; parts that the features
+      nearest samples, code and reconstruction error; parts that the features
       lack are left out.
     scaling: what a coordinate is divided by: 'none', 'std' (its deviation
       over all correct samples) or 'within_class' (pooled, around the class
       means). Dead coordinates, those below 1e-3 of the median deviation in
       their block (logits or latent), are divided by that median, so that none
       of them can decide alone.
-    margin: of 'evidence' and 'neighbour': deviations below the usual from which
-      on an answer counts; of other vectors nothing.
+    margin: of 'evidence' and 'neighbour': from so many deviations earlier on
+      their answers count; of other vectors nothing.
     tail_size: number of largest distances per class; 0 = use `tail_share`.
     tail_share: share of the class instead, at least 20; 0 = use `tail_size`.
     tail_features: of other known samples, whose distances make the tails:
@@ -305,8 +314,9 @@ def _fit(
       f'class_names must name each of the {len(count)} classes, or none, got '
       f'{len(class_names)} names'
     )
-  # Two samples are equally far from their own mean, which is no tail.
-  is_of_own = vector not in PART_WEIGHTS and tail_blocks is None
+  # Two samples are equally far from their own mean, and from each other, which
+  # is no tail.
+  is_of_own = vector != 'evidence' and tail_blocks is None
   _check_counts(count, class_names, 3 if is_of_own else 2)
   scale, dead = _feature_scale(
     blocks, vector, scaling, count, mav, width, everyone
@@ -320,7 +330,7 @@ def _fit(
     space = space.with_usual(
       _again(blocks, vector, space.parts, count, everyone), everyone
     )
-  usual, space = space, space.before(margin)
+  usual, space = space, space.counting(margin)
   if tail_blocks is not None:
     blocks = tail_blocks
     count = _sum(_counts(tail_blocks, vector, mav, width), everyone)
@@ -366,6 +376,7 @@ def _fit(
         part_weight=np.asarray(PART_WEIGHTS.get(vector, ()), np.float64),
         exemplars=space.exemplars,
         exemplar_count=space.exemplar_count,
+        neighbours=_NEIGHBOURS if vector == 'neighbour' else 0,
       )
     )
   return models
@@ -689,11 +700,14 @@ class _Space(NamedTuple):
     deviation = np.sqrt(np.where(moves, variance, np.inf))
     return self._replace(part_mean=mean, part_deviation=deviation)
 
-  def before(self, margin: float) -> '_Space':
-    """The same where answers count from so many deviations less on."""
+  def counting(self, margin: float) -> '_Space':
+    """The same with its means where answers begin to count."""
+    if self.vector not in PART_WEIGHTS:
+      return self
     moves = np.isfinite(self.part_deviation)
-    less = margin * np.where(moves, self.part_deviation, 0.0)
-    return self._replace(part_mean=self.part_mean - less)
+    start = np.array(_STARTS[self.vector]) - margin
+    beyond = start * np.where(moves, self.part_deviation, 0.0)
+    return self._replace(part_mean=self.part_mean + beyond)
 
   def distance(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
@@ -731,7 +745,7 @@ class _Space(NamedTuple):
     return np.column_stack([nearest, *norms])
 
   def _nearest(self, unit: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Root of the distance to the nearest other exemplar of the class, [N].
+    """Mean root of distances to the nearest other exemplars of the class, [N].
 
     Of directions, [N, K+L].
     """
@@ -749,7 +763,7 @@ class _Space(NamedTuple):
           self.middle[k],
           self.half_square[of_class],
         )
-    return np.sqrt(found)
+    return found
 
   def _centre(
     self, a: np.ndarray, label: np.ndarray, spare: np.ndarray
@@ -783,27 +797,36 @@ def _nearest(
   middle: np.ndarray,
   half_square: np.ndarray,
 ) -> np.ndarray:
-  """Distance of [N, D] to the nearest of [M, D], unit vectors; [N] float64.
+  """Mean root of distances of [N, D] to the nearest of [M, D]; [N] float64.
 
-  A sample that is one of the M is passed over. `middle` is their mean, [D], and
-  `half_square` of the exemplars less it, [M].
+  Of unit vectors. A sample that is one of the M is passed over; where there are
+  too few, the last stands for those that are missing. `middle` is their mean,
+  [D], and `half_square` of the exemplars less it, [M].
   """
   # The larger, the nearer: |u - e|^2 is |u - m|^2 - 2 (u - m)(e - m) +
   # |e - m|^2. Cosines of what lies close together are all 1, up to rounding.
   near = (unit - middle) @ exemplars.T - half_square
   rows = np.arange(len(unit))
+  found: list[np.ndarray] = []
 
-  def distance() -> np.ndarray:
+  def find() -> None:
+    if len(found) == len(exemplars):
+      found.append(found[-1])
+      return
     # What float32 makes of such a product is good enough to find the nearest,
     # and not for how near it is.
     nearest = np.argmax(near, axis=1)
     near[rows, nearest] = -np.inf
     away = unit.astype(np.float64) - exemplars[nearest]
-    return np.sqrt(np.vecdot(away, away))
+    found.append(np.sqrt(np.vecdot(away, away)))
 
-  first = distance()
-  is_itself = first < ITSELF
-  return np.where(is_itself, distance(), first) if is_itself.any() else first
+  for _ in range(_NEIGHBOURS):
+    find()
+  is_itself = found[0] < ITSELF
+  if is_itself.any():
+    find()
+    found = list(np.where(is_itself, found[1:], found[:-1]))
+  return np.mean(np.sqrt(found), axis=0)
 
 
 class _Tails:
