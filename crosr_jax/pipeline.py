@@ -46,6 +46,7 @@ from crosr_jax import (
 )
 from crosr_jax.data import duplicates, images
 from crosr_jax.models import summary
+from crosr_jax.report import tables
 
 # Sections that a workdir is bound to.
 BINDING = ('data', 'model', 'train', 'seed', 'counterfactual')
@@ -628,7 +629,7 @@ def _result(
   recipe = scored.fitted.get(scored.lead)
   test = scored.parts['test']
   repeated = duplicates.count((n, image) for n, image, _ in benchmark.parts())
-  return {
+  result: dict[str, Any] = {
     'name': name,
     'system': 'gan' if generated else models.SYSTEMS[_lateral(config)],
     'seed': config.seed,
@@ -678,6 +679,8 @@ def _result(
       name: _against(benchmark, name, scored) for name in benchmark.unknown
     },
   }
+  result['notes'] += tables.differences(result)
+  return result
 
 
 def _left_out(benchmark: data.Benchmark) -> list[str]:

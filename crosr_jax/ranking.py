@@ -150,9 +150,10 @@ def _run(
         'trained_on': kept,
         'held_out': held,
         'select_accuracy': accuracy,
-        'auroc': _rank(parts),
+        'auroc': _rank(parts, benchmark.class_names),
         'macro_f1': _rejecting(
           parts,
+          class_names=benchmark.class_names,
           vector=config.weibull.vector,
           scaling=config.weibull.scaling,
           margin=config.weibull.margin,
@@ -186,23 +187,26 @@ def table(result: dict) -> str:
 
 
 def candidates(
-  train_part: types.Features, select_part: types.Features
+  train_part: types.Features,
+  select_part: types.Features,
+  class_names: Sequence[str] = (),
 ) -> dict[str, Callable[[types.Features], np.ndarray]]:
   """Unknown scores by name: features of N samples -> [N]."""
+  fit = functools.partial(weibull.fit, class_names=class_names)
   rows: dict[str, Callable] = {
     method: functools.partial(_unknown_score, model=None, method=method)
     for method in ('softmax', 'max_logit', 'energy')
   }
   for name in ('openmax', 'crosr_y'):
-    model = weibull.fit(train_part, **judge.PUBLISHED[name])
+    model = fit(train_part, **judge.PUBLISHED[name])
     rows[name] = functools.partial(_unknown_score, model=model, method=name)
   recipes = {
-    name: weibull.fit(train_part, **fields) for name, fields in RECIPES.items()
+    name: fit(train_part, **fields) for name, fields in RECIPES.items()
   }
   for name, model in recipes.items():
     rows[name] = functools.partial(_unknown_score, model=model, method='crosr')
   try:
-    held_out = weibull.fit(
+    held_out = fit(
       train_part,
       tail_features=select_part,
       **(_EVIDENCE | {'tail_share': _HELD_OUT_TAIL}),
@@ -218,7 +222,7 @@ def candidates(
     ('evidence without code', _without_code),
     ('evidence of the logit', lambda x: _without_code(_without_error(x))),
   ):
-    model = weibull.fit(without(train_part), **_EVIDENCE)
+    model = fit(without(train_part), **_EVIDENCE)
     rows[name] = functools.partial(
       lambda x, model, without: _unknown_score(without(x), model, 'crosr'),
       model=model,
@@ -232,11 +236,13 @@ def candidates(
   return rows
 
 
-def _rank(parts: dict[str, types.Features]) -> dict[str, dict[str, float]]:
+def _rank(
+  parts: dict[str, types.Features], class_names: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
   """AUROC of every candidate on every stand-in."""
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)
-    scores = candidates(parts['train'], parts['select'])
+    scores = candidates(parts['train'], parts['select'], class_names)
   rows: dict[str, dict[str, float]] = {}
   for name, score in scores.items():
     known = score(parts['calibrate'])
@@ -295,10 +301,14 @@ def _add_means(row: dict[str, float]) -> None:
 
 
 def _mean(found: list[dict]) -> dict:
-  """Of every cell over the folds, the best row first."""
+  """Of every cell over the folds, the best row first.
+
+  Rows that a fold lacks have none: a mean of other folds is no match.
+  """
   mean = {
     name: {n: float(np.mean([fold[name][n] for fold in found])) for n in row}
     for name, row in found[0].items()
+    if all(name in fold for fold in found)
   }
   return dict(sorted(mean.items(), key=lambda x: -x[1]['both']))
 

@@ -734,8 +734,17 @@ def test_some_of_the_splits_do_not_compare(tmp_path):
   result = _write(tmp_path, cases, 'cifar10_split')
   (sentence,) = result['published_sentences']
   assert '.700 here, .695 there' in sentence
+  (section, *_) = pages.sections(result)
+  (line,) = (x for x in section.lines if x.title == 'Supervised · OpenMax')
+  assert line.cells[0].paper.endswith('.695')
   result = _write(tmp_path, cases[:2], 'cifar10_split')
   assert result['published_sentences'] == []
+  # None of those stands beneath ours, nor beside it in the terminal.
+  for section in pages.sections(result):
+    for line in section.lines:
+      if line.cells[0].ours != pages.NOT_YET:
+        assert not line.cells[0].is_figure
+  assert '(.695)' not in pages.plain_text(result, 'auroc')
   words = 'of 5 class splits, ours here of {}: they do not'
   assert any(words.format(2) in note for note in result['notes'])
   # Nor do those that are there, where others are not yet run.

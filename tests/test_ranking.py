@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -156,6 +157,27 @@ def test_no_fold_sees_a_test_sample_of_the_config(small, tmp_path):
     assert {x.tobytes() for x in found.test.image} < tested
     for image, _ in (found.train, found.select, found.calibrate):
       assert not tested & {x.tobytes() for x in image}
+
+
+def test_a_candidate_that_a_fold_lacks_has_no_mean():
+  rows = {'a': {'both': 0.25}, 'b': {'both': 1.0}}
+  for found in ([rows, {'a': {'both': 0.75}}], [{'a': {'both': 0.75}}, rows]):
+    assert ranking._mean(found) == {'a': {'both': 0.5}}
+
+
+def test_classes_by_name(generator, caplog):
+  label = np.arange(90) % 3
+  known = types.Features(
+    generator.normal(size=(90, 3)) + 9 * np.eye(3)[label],
+    generator.normal(size=(90, 2)),
+    label,
+  )
+  # Of the third class there is one sample.
+  few = known.rows(np.r_[0:3, 3:90:3, 4:90:3])
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    ranking.candidates(known, few, ('cat', 'dog', 'eel'))
+  assert 'class eel: 1 correctly classified' in caplog.text
 
 
 def test_unknowns_of_every_class_count(generator):

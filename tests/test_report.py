@@ -251,6 +251,10 @@ def test_ours_stands_beside_the_published():
   assert [(cell.text, cell.best) for cell in cells] == [
     ('0.8000 / 0.7930', True), ('0.5000 / 0.8260', False),
   ]  # fmt: skip
+  assert tables.differences(report) == []
+  config['model'] = {'eval_shift': 1, 'eval_mirror': False}
+  (note,) = tables.differences(report)
+  assert note.startswith('Nets here have eval_shift=1, those of published')
   for change in (
     {'system': 'gan'},
     {'config': {}},
@@ -258,6 +262,7 @@ def test_ours_stands_beside_the_published():
     {'config': {**config, 'data': {'name': 'mnist', 'unknown_classes': (7,)}}},
   ):
     assert tables.beside({**report, **change}) is None
+    assert tables.differences({**report, **change}) == []
 
 
 def test_one_class_split_stands_beside_no_mean():

@@ -181,8 +181,14 @@ def test_a_model_alone(tmp_path, generator, vector, scaling):
   found = saved.read_model(path)
   for name, value in model._asdict().items():
     np.testing.assert_array_equal(getattr(found, name), value)
-  assert hash(found.latent_width) == hash(model.latent_width)
+  for name in ('latent_width', 'neighbours'):
+    assert hash(getattr(found, name)) == hash(getattr(model, name))
   assert found.vector == vector
+  # As it was written before there were several.
+  arrays = dict(np.load(path))
+  del arrays['neighbours']
+  np.savez(path, **arrays)
+  assert saved.read_model(path).neighbours == (vector == 'neighbour')
 
 
 @pytest.mark.parametrize(
@@ -201,6 +207,7 @@ def test_a_model_alone(tmp_path, generator, vector, scaling):
     ({'vector': 'evidence', 'latent_width': 99}, 'latent_width is 99, mav 4'),
     ({'mav': np.full((4, 4), '1')}, 'mav is <U1'),
     ({'scale': np.array([1, 2, np.nan, 3])}, 'scale is not finite'),
+    ({'neighbours': 1}, 'neighbours is 1, of 0 exemplars'),
   ],
 )
 def test_what_is_no_model(tmp_path, generator, changed, words):

@@ -21,16 +21,6 @@ NOT_YET = 'not yet run'
 _DRAWN = ('macro_f1_half', 'auroc', 'macro_f1', 'macro_f1_tpr95', 'oscr')
 
 
-# How a net is that answers to one upright image, as those of the papers do.
-_PLAIN = {
-  'rotation_classes': [],
-  'eval_rotations': False,
-  'eval_mirror': False,
-  'eval_shift': 0,
-  'members': 1,
-}
-
-
 class Nets(NamedTuple):
   """What the picture of the nets is drawn from."""
 
@@ -253,17 +243,8 @@ def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
       f'Published figures are means of {published.NUM_SPLITS} class splits, '
       f'ours here of {done}: they do not compare.'
     )
-  more = dict.fromkeys(
-    f'{name}={value}'
-    for found in finished.values()
-    for name, value in found.get('config', {}).get('model', {}).items()
-    if name in _PLAIN and value != _PLAIN[name]
-  )
-  if table['benchmark'] and more:
-    notes.append(
-      f'Nets here have {", ".join(more)}, those of published figures have not: '
-      'a difference is not of the score alone.'
-    )
+  if table['benchmark']:
+    notes += published.unlike(finished.values())
   if done == 1:
     notes.append(
       f'One {by}: no figure here has a spread, and a small '
@@ -280,9 +261,9 @@ def sections(result: dict) -> list[Section]:
 def _section(result: dict, key: str) -> Section:
   reading = rows.reading(key)
   is_published = any(
-    figure['reading'] == key
+    rows.paper(result, row, name, key)
     for row in result['rows']
-    for figure in row['paper'].values()
+    for name in row['paper']
   )
   best = {name: _best(result['rows'], name, reading) for name in result['sets']}
   lines = [
@@ -307,7 +288,7 @@ def _section(result: dict, key: str) -> Section:
   says = f'{reading.meaning[0].upper()}{reading.meaning[1:]}. ' + (
     'Beneath ours stands what is published in this very reading.'
     if is_published
-    else 'No figure of these systems is published in this reading.'
+    else 'No figure that is published of these systems compares in it.'
   )
   return Section(reading, says, is_published, lines)
 
@@ -326,14 +307,15 @@ def _cell(
   ours = judgement.spread(cell)
   if not rows.is_measured(row):
     ours = NOT_YET
-  figure = row['paper'].get(name)
-  is_figure = bool(figure) and figure['reading'] == key
+  figure = rows.paper(result, row, name, key)
   paper = ''
-  if is_figure:
+  if figure:
     paper = f'{_source(figure["source"])} {judgement.short(figure["value"])}'
   elif is_published:
     paper = published.absent(result['benchmark'], row['system'])
-  return Cell(ours, paper, is_figure, judgement.short(cell['mean']) == best)
+  return Cell(
+    ours, paper, figure is not None, judgement.short(cell['mean']) == best
+  )
 
 
 def _source(text: str) -> str:
@@ -348,7 +330,7 @@ def plain_text(result: dict, key: str) -> str:
   figures = [
     [
       judgement.short(figure['value'])
-      if (figure := row['paper'].get(name)) and figure['reading'] == key
+      if (figure := rows.paper(result, row, name, key))
       else ''
       for name in result['sets']
     ]

@@ -28,7 +28,7 @@ def draw(table: dict, key: str) -> material_lib.Picture | None:
   published = (
     'Diamonds: published figures, in this very reading.'
     if _has_paper(table, shown, key)
-    else 'No figure is published in this reading.'
+    else 'No published figure compares in this reading.'
   )
   return material_lib.Picture(
     f'compare_{key}',
@@ -50,7 +50,7 @@ def figure_of(table: dict, shown: list[dict], key: str) -> figure.Figure:
     columns=columns,
   )
   for i, (ax, name) in enumerate(zip(grid, table['sets'], strict=True)):
-    _panel(ax, shown, name, key)
+    _panel(ax, table, shown, name, key)
     titles = [row['title'] for row in shown]
     ax.set_yticks(np.arange(len(shown)), labels=[] if i % columns else titles)
   fig.legend(
@@ -68,9 +68,7 @@ def figure_of(table: dict, shown: list[dict], key: str) -> figure.Figure:
 
 def _has_paper(table: dict, shown: list[dict], key: str) -> bool:
   return any(
-    _paper(row, name, key) is not None
-    for row in shown
-    for name in table['sets']
+    rows.paper(table, row, name, key) for row in shown for name in table['sets']
   )
 
 
@@ -80,22 +78,19 @@ def _has(row: dict, key: str) -> bool:
   )
 
 
-def _paper(row: dict, name: str, key: str) -> float | None:
-  figure = row['paper'].get(name)
-  return figure['value'] if figure and figure['reading'] == key else None
-
-
-def _panel(ax: axes.Axes, shown: list[dict], name: str, key: str) -> None:
+def _panel(
+  ax: axes.Axes, table: dict, shown: list[dict], name: str, key: str
+) -> None:
   kinds = [row['kind'] for row in shown]
   for i in range(1, len(kinds)):
     if kinds[i] != kinds[i - 1]:
       ax.axhline(i - 0.5, color='#cccccc', linewidth=0.8)
   for y, row in enumerate(shown):
     cell, colour = row['unknown'][name][key], _COLOUR[row['kind']]
-    paper = _paper(row, name, key)
-    if paper is not None:
+    paper = rows.paper(table, row, name, key)
+    if paper:
       ax.plot(
-        paper, y, 'D', markersize=6.5, markerfacecolor='none',
+        paper['value'], y, 'D', markersize=6.5, markerfacecolor='none',
         markeredgecolor=style.INK, markeredgewidth=1.2, zorder=4,
       )  # fmt: skip
     if cell['mean'] is None:

@@ -7,7 +7,7 @@ it. Names of unknown sets are those of report.json.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 # A reading that this package does not have: shown, never compared.
@@ -137,6 +137,16 @@ _F1_OTHERS = {
 }
 
 
+# How a net is that answers to one upright image, as those of the papers do.
+_PLAIN = {
+  'rotation_classes': [],
+  'eval_rotations': False,
+  'eval_mirror': False,
+  'eval_shift': 0,
+  'members': 1,
+}
+
+
 def benchmark(
   name: str,
   unknown_classes: Sequence[int],
@@ -161,6 +171,22 @@ def benchmark(
 def compares(by: str, num_labels: int) -> bool:
   """Whether a mean of so many (`by` 'seed' or 'split') is as the published."""
   return by == 'seed' or num_labels == NUM_SPLITS
+
+
+def unlike(reports: Iterable[Mapping]) -> list[str]:
+  """A note where nets of reports answer to more than one upright image."""
+  more = dict.fromkeys(
+    f'{name}={value}'
+    for report in reports
+    for name, value in report.get('config', {}).get('model', {}).items()
+    if name in _PLAIN and value != _PLAIN[name]
+  )
+  if not more:
+    return []
+  return [
+    f'Nets here have {", ".join(more)}, those of published figures have not: '
+    'a difference is not of the score alone.'
+  ]
 
 
 def figures(key: str) -> Mapping[tuple[str, str], dict[str, Figure]]:

@@ -92,7 +92,7 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
     reading -> mean, std, values; values are None where a run is missing) and
     `paper` (set -> value, reading, source).
   """
-  is_split = any(case.split is not None for case in cases)
+  by = 'split' if any(case.split is not None for case in cases) else 'seed'
   labels = sorted({label_of(case) for case in cases})
   sets = _sets(cases, benchmark)
   wanted = {case.system for case in cases}
@@ -116,13 +116,26 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
     rows.append({**spec._asdict(), 'unknown': unknown, 'paper': paper})
   return {
     'benchmark': benchmark,
-    'by': 'split' if is_split else 'seed',
+    'by': by,
     'labels': labels,
     'sets': sets,
     # Of no set there is none.
-    'readings': readings('split' if is_split else 'seed') if sets else [],
+    'readings': readings(by) if sets else [],
     'rows': rows,
   }
+
+
+def paper(table: dict, row: dict, name: str, key: str) -> dict | None:
+  """The published figure of this very reading that stands beside ours.
+
+  None where there is none, or but a mean of more splits than ours is of.
+  """
+  figure = row['paper'].get(name)
+  if not figure or figure['reading'] != key:
+    return None
+  values = row['unknown'][name][key]['values']
+  done = sum(value is not None for value in values)
+  return figure if not done or published.compares(table['by'], done) else None
 
 
 def readings(by: str) -> list[str]:

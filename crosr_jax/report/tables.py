@@ -160,6 +160,11 @@ def beside(report: dict) -> Table | None:
   return Table((f'{reading}: ours / published', *names), rows)
 
 
+def differences(report: dict) -> list[str]:
+  """Notes for what `beside` sets side by side."""
+  return published.unlike([report]) if beside(report) else []
+
+
 def summary(report: dict) -> list[tuple[str, str]]:
   """Names and values of what was run."""
   data = report.get('data') or {}
