@@ -79,7 +79,7 @@ def _table(found) -> str:
   accuracy = ', '.join(f'{k} {v:.1%}' for k, v in found.accuracy.items())
   lines += [
     '',
-    f'decision {found.decision}; called unknown: {rejected}',
+    cli.in_line(f'decision {found.decision}; called unknown: {rejected}'),
     f'closed-set accuracy: {accuracy}; expected calibration error '
     f'{found.calibration_error:.3f}',
     f'dead coordinates: {found.dead} of {found.width}',

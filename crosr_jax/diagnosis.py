@@ -15,7 +15,8 @@ PERCENTILES = (5, 50, 95, 99)
 _HELD_OUT = ('select', 'calibrate')
 _BINS = 10
 # When something is worth a word: times what was asked for, times the median of
-# all classes, share of the width, difference of accuracies, ratio of distances.
+# all classes, share of the width, difference of accuracies, ratio of distances,
+# count of a tail, AUROC, share of an unknown set that is found.
 _OFF = 2.0
 _ODD_CLASS = 3.0
 _DEAD = 0.5
@@ -23,6 +24,7 @@ _OVERFIT = 0.03
 _TIGHT = 1.25
 _SHORT_TAIL = 20
 _BLIND = 0.6
+_MISSED = 0.5
 
 
 class ClassRow(NamedTuple):
@@ -44,7 +46,7 @@ class Diagnosis(NamedTuple):
   """What `examine` finds."""
 
   rows: list[ClassRow]
-  rejected: dict[str, float]  # share of each known part
+  rejected: dict[str, float]  # share of each part, unknown sets too
   accuracy: dict[str, float]  # closed-set, of each known part
   dead: int  # coordinates that (nearly) never moved in training
   width: int
@@ -90,7 +92,7 @@ def examine(
   confidence, right, count = _reliability(scored.parts['test'])
   found = Diagnosis(
     rows=rows,
-    rejected={part: scored.rejected(part) for part in types.PARTS},
+    rejected={x: scored.rejected(x) for x in (*types.PARTS, *unknown)},
     accuracy=accuracy,
     dead=int(model.dead.sum()),
     width=len(model.dead),
@@ -203,6 +205,14 @@ def _findings(
       'decision "calibrated" makes use of it (scorer.decision), or a longer '
       'tail does.'
     )
+  test = found.rejected['test']
+  if test > _OFF * max(rejected, reject_known):
+    told.append(
+      f'{test:.1%} of the known test samples are called unknown, '
+      f'{rejected:.1%} of those held out, {reject_known:.1%} was asked for: '
+      'test images differ from those of the training. Look at some of both, '
+      'for another source, size, crop or brightness.'
+    )
   ratio = _ratio(found.rows)
   if ratio > _TIGHT:
     told.append(
@@ -247,6 +257,13 @@ def _findings(
         f'{name}: AUROC {auroc:.3f}, hardly better than chance. To this net '
         'these unknowns look like known classes; no threshold or tail mends '
         'that, a net trained longer or on finer classes may.'
+      )
+    elif found.rejected[name] < _MISSED:
+      told.append(
+        f'{name}: {found.rejected[name]:.1%} of it is called unknown, though '
+        f'AUROC is {auroc:.3f}. A larger share of known samples to give up '
+        '(scorer.reject_known) finds more, and another decision may '
+        '(scorer.decision).'
       )
   return told
 

@@ -23,13 +23,13 @@ def _part(generator, n=240, *, spread=1.0, wrong=0.0, shift=0.0):
   return types.Features(logits, latent, told.astype(np.int32))
 
 
-def _examine(generator, decision='argmax', **held_out):
+def _examine(generator, decision='argmax', test=None, odd=None, **held_out):
   parts = {
     'train': _part(generator),
     'select': _part(generator, **held_out),
     'calibrate': _part(generator, **held_out),
-    'test': _part(generator, **held_out),
-    'odd': _part(generator)._replace(label=np.full(240, -1)),
+    'test': _part(generator, **(test or held_out)),
+    'odd': _part(generator, **(odd or {}))._replace(label=np.full(240, -1)),
   }
   scored = judge.score(
     parts, 'abc', **_RECIPE, decision=decision, reject_known=0.05
@@ -80,6 +80,25 @@ def test_what_is_odd_is_said(generator, fields, words):
 def test_nothing_odd_is_said_of_a_good_fit(generator):
   _, _, found = _examine(generator, decision='calibrated')
   assert [x for x in found.findings if not x.startswith('odd: ')] == []
+
+
+def test_a_test_part_that_is_called_unknown(generator):
+  _, scored, found = _examine(generator, 'calibrated', test={'spread': 2.5})
+  assert scored.rejected('test') > 0.5
+  (told,) = [x for x in found.findings if not x.startswith(('odd', 'Class'))]
+  assert told.startswith(f'{scored.rejected("test"):.1%} of the known test ')
+  assert 'of those held out, 5.0% was asked for: test images differ' in told
+
+
+def test_unknowns_that_are_missed(generator):
+  _, scored, found = _examine(generator, 'calibrated', odd={'spread': 1.3})
+  share = scored.rejected('odd')
+  assert 0.1 < share < 0.5 and found.rejected['odd'] == share
+  (told,) = found.findings
+  assert told.startswith(f'odd: {share:.1%} of it is called unknown, though AU')
+  assert 'A larger share of known samples to give up (scorer.reject_kn' in told
+  _, _, found = _examine(generator, 'calibrated', odd={'spread': 4.0})
+  assert found.rejected['odd'] > 0.9 and found.findings == []
 
 
 def test_dead_codes_and_short_tails(generator):
