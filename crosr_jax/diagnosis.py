@@ -205,10 +205,10 @@ def _findings(
       'decision "calibrated" makes use of it (scorer.decision), or a longer '
       'tail does.'
     )
-  test = found.rejected['test']
-  if test > _OFF * max(rejected, reject_known):
+  lost = found.rejected['test']
+  if lost > _OFF * max(rejected, reject_known):
     told.append(
-      f'{test:.1%} of the known test samples are called unknown, '
+      f'{lost:.1%} of the known test samples are called unknown, '
       f'{rejected:.1%} of those held out, {reject_known:.1%} was asked for: '
       'test images differ from those of the training. Look at some of both, '
       'for another source, size, crop or brightness.'
@@ -221,13 +221,20 @@ def _findings(
       'heart. Train shorter, on more data or with augmentation; '
       "weibull.fit(tail_features=...) takes tails of others'."
     )
-  gap = found.accuracy['train'] - found.accuracy['test']
-  if gap > _OVERFIT:
+  train, test = found.accuracy['train'], found.accuracy['test']
+  held_out = float(np.mean([found.accuracy[part] for part in _HELD_OUT]))
+  if train - held_out > _OVERFIT:
     told.append(
-      f'{found.accuracy["train"]:.1%} of the training samples are classified '
-      f'right, {found.accuracy["test"]:.1%} of the test samples: the net has '
-      'overfitted. What is said of unknowns can be no better than the classes '
-      'are.'
+      f'{train:.1%} of the training samples are classified right, '
+      f'{held_out:.1%} of those held out: the net has overfitted. What is said '
+      'of unknowns can be no better than the classes are.'
+    )
+  if held_out - test > _OVERFIT:
+    told.append(
+      f'{held_out:.1%} of the samples held out are classified right, '
+      f'{test:.1%} of the test samples: test images differ from those of the '
+      'training, or more of their labels are wrong. Look at those that are '
+      'classified wrong.'
     )
   if found.dead > _DEAD * found.width:
     told.append(

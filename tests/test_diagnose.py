@@ -65,7 +65,7 @@ def test_numbers_of_a_class(generator):
     ({'spread': 3.0}, ['are called unknown, 5.0% was asked for', 'by heart']),
     ({'spread': 0.2}, ['unknowns are missed for nothing']),
     ({'shift': 6.0}, ['Class c: ', 'wrong labels']),
-    ({'wrong': 0.3}, ['overfitted']),
+    ({'wrong': 0.3}, ['of those held out: the net has overfitted']),
   ],
 )
 def test_what_is_odd_is_said(generator, fields, words):
@@ -88,6 +88,15 @@ def test_a_test_part_that_is_called_unknown(generator):
   (told,) = [x for x in found.findings if not x.startswith(('odd', 'Class'))]
   assert told.startswith(f'{scored.rejected("test"):.1%} of the known test ')
   assert 'of those held out, 5.0% was asked for: test images differ' in told
+
+
+def test_a_test_part_that_is_classified_wrong(generator):
+  _, _, found = _examine(generator, 'calibrated', test={'wrong': 0.3})
+  told = '\n'.join(found.findings)
+  right = f'{found.accuracy["test"]:.1%}'
+  assert f'held out are classified right, {right} of the test samples' in told
+  # Of samples held out the net knows what it knows of those it was trained on.
+  assert 'overfitted' not in told
 
 
 def test_unknowns_that_are_missed(generator):
