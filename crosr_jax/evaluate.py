@@ -140,6 +140,8 @@ def main() -> None:
       f'\ndecision {scored.decision}: {rejected:.1%} of the known test samples '
       'are called unknown'
     )
+    for name, share in result['unknown_found'].items():
+      print(cli.in_line(f'{name}: {share:.1%} of it is called unknown'))
     for note in result['notes']:
       print(cli.in_line(f'note: {note}'))
 
@@ -225,6 +227,7 @@ def _result(
 
   test = known.parts['test']
   right = judge.closed(test) == test.label
+  sets = [name for name in known.parts if name not in types.PARTS]
   return {
     'weibull': recipe,
     'tail_choice': scored.tail and scored.tail._asdict(),
@@ -232,10 +235,10 @@ def _result(
     'threshold': scored.threshold,
     'closed_set_accuracy': float(np.mean(right)),
     'known_rejected': {part: scored.rejected(part) for part in types.PARTS},
+    'unknown_found': {name: scored.rejected(name) for name in sets},
     'unknown': {
       name: judge.against(scored, name, known.num_classes.get(name, 1))
-      for name in known.parts
-      if name not in types.PARTS
+      for name in sets
     },
     'notes': [
       *judge.promise(scored, decision['decision'], decision['reject_known']),

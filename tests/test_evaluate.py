@@ -169,6 +169,24 @@ def test_features_of_any_net(evaluate, tmp_path, generator):
   assert 'odd: 60 known, 60 unknown' in process.stdout
 
 
+@pytest.mark.parametrize('decision', ['argmax', 'calibrated'])
+def test_what_the_decision_finds(evaluate, tmp_path, generator, decision):
+  parts = _parts(generator)
+  # Some of the unknown samples are like a known class.
+  parts['odd'].logits[:20] = parts['test'].logits[:20]
+  saved.write_features(tmp_path / 'x.npz', parts)
+  words = (f'--features={tmp_path / "x.npz"}', f'--decision={decision}')
+  found = json.loads(evaluate(*words, '--format=json').stdout)
+  scored = judge.score(
+    parts, 'abc', vector='evidence', scaling='within_class', tail='auto',
+    alpha=10, decision=decision, reject_known=0.02,
+  )  # fmt: skip
+  share = np.mean(scored.decided['odd'] == types.UNKNOWN)
+  assert 0 < share < 1 and found['unknown_found'] == {'odd': share}
+  told = evaluate(*words).stdout
+  assert f'\nodd: {share:.1%} of it is called unknown\n' in told
+
+
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
