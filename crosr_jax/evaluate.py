@@ -117,6 +117,7 @@ def main() -> None:
   choice.check_recipe(**recipe)
   choice.check_decision(**decision)
   augmented = known.info.get('method') == 'augmented'
+  _check_read(recipe, augmented)
   if _UNKNOWN.value and workdir:
     known = _with_unknown(known, workdir)
   scored = judge.score(
@@ -174,6 +175,23 @@ def _recipe(info: dict[str, Any]) -> dict[str, Any]:
   # Of runs from before there was one, it is none.
   own = {'margin': 0.0, **info.get('weibull', _RECIPE)}
   return {n: own[n] if x in ('', None) else x for n, x in asked.items()}
+
+
+def _check_read(recipe: dict[str, Any], augmented: bool) -> None:
+  """Raises a UsageError for a flag that nothing would read."""
+  from crosr_jax import weibull
+
+  for flag in (_VECTOR, _SCALING, _TAIL, _MARGIN):
+    if augmented and flag.value not in ('', None):
+      raise types.UsageError(
+        f'--{flag.name}={flag.value}: this net has an output for unknown and '
+        'no Weibulls, so there is no recipe to change; leave it out'
+      )
+  if _MARGIN.value and recipe['vector'] not in weibull.PART_WEIGHTS:
+    raise types.UsageError(
+      f'--margin={_MARGIN.value:g}: the vector {recipe["vector"]!r} has none; '
+      f'take --vector={" or ".join(weibull.PART_WEIGHTS)}, or leave it out'
+    )
 
 
 def _decision(info: dict[str, Any]) -> dict[str, Any]:

@@ -301,6 +301,26 @@ def test_unknowns_that_are_called_as_a_known_part(workdir, evaluate, tmp_path):
   assert 'test_unknown: 316 known, 1 unknown' in process.stdout
 
 
+def test_a_net_without_weibulls_has_no_recipe(evaluate, tmp_path, generator):
+  parts = {
+    name: part._replace(latent=np.zeros((60, 1)))
+    for name, part in _parts(generator).items()
+  }
+  own = {'vector': 'evidence', 'scaling': 'within_class', 'tail': 'auto'}
+  fields = {'alpha': 10, 'decision': 'auto', 'reject_known': 0.05}
+  info = {
+    'class_names': list('abc'), 'method': 'augmented', 'weibull': own,
+    'scorer': fields,
+  }  # fmt: skip
+  whole = saved.Saved(info, {}, np.zeros(3, np.float32), {})
+  saved.save(tmp_path, whole, parts)
+  run = f'--workdir={tmp_path}'
+  assert 'decision ' in evaluate(run).stdout
+  for flag in ('--vector=joint', '--scaling=none', '--tail=20', '--margin=0.0'):
+    process = evaluate(run, flag, code=2)
+    assert f'{flag}: this net has an output for unknown' in process.stderr
+
+
 def test_mistakes(workdir, evaluate, tmp_path):
   (tmp_path / 'x.npz').write_bytes(b'PK\x03\x04 nothing')
   np.savez(tmp_path / 'y.npz', a=np.array([print], object))
@@ -320,6 +340,11 @@ def test_mistakes(workdir, evaluate, tmp_path):
     ((run, '--unknown=cifar100'), 2, '--unknown: cifar100 has images of'),
     ((run, '--max_unknown=0'), 2, 'max_unknown'),
     ((run, '--tail=-3'), 2, 'tail'),
+    (
+      (run, '--vector=joint', '--margin=1'),
+      2,
+      "--margin=1: the vector 'joint' has none; take --vector=evidence or",
+    ),
     ((run, '--format=xml'), 2, '--format'),
     ((run, '--reject_known=0.9'), 2, 'reject_known'),
     ((f'--features={tmp_path / "x.npz"}',), 1, 'holds no features'),
