@@ -27,6 +27,11 @@ def main() -> None:
   """Serves until it is interrupted."""
   # Flags are looked at before JAX is loaded: a typo is told at once.
   workdir = cli.finished_run(_WORKDIR.value)
+  if not _HOST.value.strip():
+    # A socket takes it for all addresses of this machine.
+    raise types.UsageError(
+      '--host is empty; name an address, --host=0.0.0.0 for all of this machine'
+    )
   if not 0 <= _PORT.value < 65536:
     raise types.UsageError(f'--port={_PORT.value}: ports are 0..65535')
   listening = _listen(_HOST.value, _PORT.value)
@@ -63,7 +68,7 @@ def _is_of_this_machine(host: str) -> bool:
   """Whether a name or an address leads from here to here, wherever asked."""
   with contextlib.suppress(ValueError):
     return ipaddress.ip_address(host).is_loopback
-  return host == 'localhost'
+  return host.lower() == 'localhost'
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -304,6 +304,7 @@ def test_mistakes(run_command, digits_run, address, tmp_path):
   for arguments, code, words in (
     ((), 2, '--workdir is needed'),
     ((run, '--port=99999'), 2, 'ports are 0..65535'),
+    ((run, '--host='), 2, '--host is empty; name an address'),
     ((run, '--host=ü..x'), 2, 'cannot be served at'),
     ((run, f'--port={taken}'), 2, 'cannot be served at'),
     ((f'--workdir={tmp_path}', '--port=0'), 1, 'no finished run'),
@@ -311,3 +312,8 @@ def test_mistakes(run_command, digits_run, address, tmp_path):
     process = run_command('demo', *arguments)
     assert process.returncode == code and words in process.stderr
     assert 'Traceback' not in process.stderr
+  # However it is written, no one else can reach it, and the page keeps to it.
+  for host, others in (('LOCALHOST', False), ('0.0.0.0', True)):
+    process = run_command('demo', run, f'--host={host}', f'--port={taken}')
+    assert process.returncode == 2
+    assert ('everyone who can reach' in process.stderr) is others
