@@ -108,7 +108,8 @@ def check_output(path: pathlib.Path, workdir: pathlib.Path) -> None:
     *(f'{x}.npz' for x in ('weights', 'fitted', 'features', 'added')),
     *('model.json', 'config.json', 'images.sha256', 'run.log', 'run.lock'),
     *(f'report.{x}' for x in ('html', 'md', 'json')),
-    *('checkpoints', 'digests', 'members', 'counterfactual'),
+    *('checkpoints', 'damaged', 'digests', 'members', 'counterfactual'),
+    *('figures', 'tensorboard', 'diagnosis.png'),
   ]
   target, root = files.real(path), files.real(workdir)
   if target.is_relative_to(root) and target.relative_to(root).parts[:1] in [

@@ -135,6 +135,23 @@ def test_a_run_without_features_says_how_to_keep_them(tmp_path, generator):
     saved.load_features(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'own',
+  [
+    'model.json',
+    'checkpoints/1/x',
+    'damaged/x',
+    'diagnosis.png',
+    'figures/curves.png',
+    'tensorboard/events',
+  ],
+)
+def test_what_is_the_runs_own(tmp_path, own):
+  with pytest.raises(types.UsageError, match="is the run's own"):
+    saved.check_output(tmp_path / own, tmp_path)
+  saved.check_output(tmp_path / 'mine' / own, tmp_path)
+
+
 def test_files_of_two_runs_are_not_mixed(tmp_path, generator):
   for name in ('a', 'b'):
     saved.save(tmp_path / name, _saved(generator)[1])
