@@ -127,8 +127,11 @@ def test_large_photographs_are_drafted(tmp_path, photo):
   assert np.abs(found.astype(int) - np.asarray(expected, int)).mean() < 3
 
 
-def _png(width, height, rows=b''):
-  """A PNG that claims this size, grey, with these compressed rows."""
+def _png(width, height, rows=b'', *, kind=(8, 0), clear=b''):
+  """A PNG that claims this size, grey, with these compressed rows.
+
+  It may have another depth and colour type, and a colour that is transparent.
+  """
 
   def chunk(kind, data):
     whole = kind + data
@@ -136,11 +139,28 @@ def _png(width, height, rows=b''):
       '>I', zlib.crc32(whole)
     )  # fmt: skip
 
-  header = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
+  header = struct.pack('>IIBBBBB', width, height, *kind, 0, 0, 0)
   return b''.join(
     [b'\x89PNG\r\n\x1a\n', chunk(b'IHDR', header),
+     chunk(b'tRNS', clear) if clear else b'',
      chunk(b'IDAT', zlib.compress(rows)), chunk(b'IEND', b'')]
   )  # fmt: skip
+
+
+@pytest.mark.parametrize('depth', [8, 16])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_transparent_colour_is_white(depth, channels):
+  pixels = np.array([[10, 20, 200], [40, 50, 60]], np.uint8)[:, :channels]
+  deep = pixels.astype(int)
+  if depth == 16:
+    deep = 256 * deep + 7
+  data = _png(
+    *(2, 1, b'\0' + deep.astype(f'>u{depth // 8}').tobytes()),
+    kind=(depth, 0 if channels == 1 else 2),
+    clear=deep[0].astype('>u2').tobytes(),
+  )
+  found = images.decode(data, (1, 2, channels))
+  np.testing.assert_array_equal(found[0], [[255] * channels, pixels[1]])
 
 
 def bad_files(photo):

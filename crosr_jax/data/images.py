@@ -210,10 +210,16 @@ def _threads() -> concurrent.futures.ThreadPoolExecutor:
 
 def _plain(picture: Image.Image, mode: str) -> Image.Image:
   """In 'L' or 'RGB', on white."""
+  clear = picture.info.get('transparency')
   if picture.mode.startswith('I'):
     # PNG of 16 bits: the upper eight.
     deep = np.asarray(picture).astype(np.int32).clip(0, 65535)
     picture = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+    if clear is not None:
+      picture.putalpha(Image.fromarray(255 * np.uint8(deep != clear)))
+  elif picture.mode == 'RGB' and isinstance(clear, tuple) and max(clear) > 255:
+    # The same in colour: Pillow keeps the upper eight of the pixels alone.
+    picture.info['transparency'] = tuple(x >> 8 for x in clear)
   if picture.has_transparency_data:
     picture = picture.convert('RGBA')
     white = Image.new('RGBA', picture.size, 'white')
