@@ -16,6 +16,7 @@ A Weibull's median tells what to expect: if held-out samples are as far out as
 those fitted, a tail share of s rejects s / 2.
 """
 
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -162,5 +163,5 @@ def check_decision(*, alpha: int, decision: str, reject_known: float) -> None:
 
 def check_reject_known(value: float) -> None:
   """Raises a UsageError for a share that cannot be asked for."""
-  if not 0 < value < 0.5:
+  if not isinstance(value, numbers.Real) or not 0 < value < 0.5:
     raise types.UsageError(f'reject_known must be in (0, 0.5), got {value}')

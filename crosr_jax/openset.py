@@ -149,10 +149,17 @@ class OpenSetModel:
 
   def check_name(self, name: str) -> None:
     """Raises a UsageError where no class of that name can be added."""
+    if not isinstance(name, str):
+      raise types.UsageError(f'a class is named by a text, got {name!r}')
     if not name.strip() or name in (*self.class_names, 'unknown'):
       raise types.UsageError(
         f'{name!r} cannot name a new class; taken are unknown, '
         f'{", ".join(self.class_names)}'
+      )
+    if name != name.strip():
+      # Nobody would tell it from the same name without.
+      raise types.UsageError(
+        f'{name!r} begins or ends with a blank; leave it out'
       )
     try:
       name.encode()

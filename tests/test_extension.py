@@ -242,6 +242,11 @@ def test_a_digit_is_added(digits_run, sevens, tmp_path):
   for name in ('3', 'unknown', 'seven', ' '):
     with pytest.raises(types.UsageError, match='cannot name a new class'):
       larger.with_class(name, sevens)
+  for name in (' 3', 'cup\n'):
+    with pytest.raises(types.UsageError, match='begins or ends with a blank'):
+      larger.with_class(name, sevens)
+  with pytest.raises(types.UsageError, match='named by a text, got 7'):
+    larger.with_class(7, sevens)
   with pytest.raises(types.UsageError, match='is no text'):
     larger.with_class('\udcff', sevens)
   # An array of text would give it back without the last character.

@@ -122,7 +122,7 @@ def test_rejecting_a_share(workdir, benchmark):
   assert model.decision != changed.decision or model.threshold > (
     changed.threshold
   )
-  for share in (0.0, 0.5, -1.0):
+  for share in (0.0, 0.5, -1.0, 'a', None):
     with pytest.raises(types.UsageError, match='reject_known'):
       model.rejecting(share)
 
