@@ -65,7 +65,7 @@ def load(path: str) -> Exported:
   body = data[start + length :]
   try:
     header = dict(json.loads(data[start : start + length]))
-  except (TypeError, ValueError):
+  except (RecursionError, TypeError, ValueError):
     raise ValueError(f'{path} is damaged: its header cannot be read') from None
   if header.get('format') != FORMAT:
     raise ValueError(

@@ -274,6 +274,10 @@ def test_files_that_are_none(tmp_path, workdir):
     (b'x' * 1000, 'no exported model'),
     (whole[: len(exported.MAGIC) + 3], 'no exported model'),
     (whole[: start + 10], 'header cannot be read'),
+    (
+      exported.MAGIC + struct.pack('<Q', 10**6) + b'[' * 10**6,
+      'header cannot be read',
+    ),
     (whole[:-1], 'checksum'),
     (bytes(flipped), 'checksum'),
     (renamed, 'checksum'),
