@@ -111,6 +111,22 @@ def test_a_bad_upload_gets_a_message(client, data, status, words):
     assert response.status_code == status and words in response.json['error']
 
 
+@pytest.mark.parametrize(('more', 'status'), [(-1, 200), (1, 413), (1000, 413)])
+def test_an_upload_in_pieces_is_not_cut(client, more, status):
+  png = _png(_digit(0))
+  data = png + bytes(demo_page.MOST_BYTES + more - len(png))
+  response = client.post(
+    '/answer',
+    input_stream=io.BytesIO(data),
+    environ_overrides={
+      'HTTP_TRANSFER_ENCODING': 'chunked', 'wsgi.input_terminated': True,
+    },
+  )  # fmt: skip
+  assert response.status_code == status
+  if status == 413:
+    assert 'larger than 10 MB' in response.json['error']
+
+
 def test_the_rate_is_bounded(model):
   clock = [0.0]
   limiter = demo_page.Limiter(2.0, 3.0, clock=lambda: clock[0])

@@ -205,6 +205,9 @@ def create(
     if not limiter.take():
       return _problem('too many images at once; wait a second', 429)
     data = flask.request.get_data()
+    if flask.request.content_length is None and len(data) >= MOST_BYTES:
+      # Sent in pieces, of untold length, of which no more is read than that.
+      flask.abort(413)
     if not lock.acquire(timeout=_PATIENCE):
       return _problem('too many images at once; wait a second', 429)
     try:
