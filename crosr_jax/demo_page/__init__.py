@@ -189,12 +189,11 @@ def create(
 
   @app.get('/model.json')
   def tell() -> dict[str, Any]:
-    height, width, channels = model.image_shape
+    height, width, _ = model.image_shape
     points = [] if plane is None else plane.point.round(3).tolist()
     return {
       'class_names': list(model.class_names),
       'size': f'{height} x {width}',
-      'is_grey': channels == 1,
       'decision': model.told(),
       'points': points,
       'labels': [] if plane is None else plane.label.tolist(),
