@@ -229,12 +229,12 @@ def _read_added(
   data = path.read_bytes()
   try:
     arrays = _arrays(data)
+    is_of = str(arrays.pop('fitted_sha256', '')) == fitted_sha256
+    _check_added(extension.Extension(**arrays))  # type: ignore[arg-type]
   except Exception:
     # Whatever is in it: a damaged file fails in many ways.
     return {}
-  is_of = str(arrays.pop('fitted_sha256', '')) == fitted_sha256
-  is_whole = arrays.keys() == set(extension.Extension._fields)
-  return arrays if is_of and is_whole else {}
+  return arrays if is_of else {}
 
 
 def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:
@@ -419,8 +419,25 @@ def _check_model(model: types.WeibullModel) -> None:
     raise ValueError(f'exemplars are {joint} wide, not {k} + latent_width')
   if has_parts and width - k - model.latent_width not in (0, 1):
     raise ValueError(f'latent_width is {model.latent_width}, mav {width} wide')
+  _check_arrays(model._asdict(), wanted)
+  if model.exemplar_count.sum() != rows:
+    raise ValueError('exemplar_count is not of exemplars')
+
+
+def _check_added(added: extension.Extension) -> None:
+  """Raises a ValueError where the fields are not of the same classes."""
+  count, width = np.shape(added.class_names), np.shape(added.center)
+  wanted = {'center': width, 'unit': width, 'mav': count + width}
+  rows = ('shape', 'loc', 'scale', 'share', 'limit')
+  _check_arrays(added._asdict(), wanted | dict.fromkeys(rows, count))
+
+
+def _check_arrays(
+  arrays: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+  """Raises a ValueError where they are no finite numbers of these shapes."""
   for name, shape in wanted.items():
-    found = getattr(model, name)
+    found = arrays[name]
     if found.shape != shape or found.dtype.kind not in 'biuf':
       raise ValueError(
         f'{name} is {found.dtype} of shape {list(found.shape)}, needed are '
@@ -429,5 +446,3 @@ def _check_model(model: types.WeibullModel) -> None:
     # Of a part that tells nothing the deviation is infinite.
     if name != 'part_deviation' and not np.isfinite(found).all():
       raise ValueError(f'{name} is not finite')
-  if model.exemplar_count.sum() != rows:
-    raise ValueError('exemplar_count is not of exemplars')

@@ -284,6 +284,34 @@ def test_kept_and_dropped(digits_copy, sevens, caplog):
     model.save_added(digits_copy)
 
 
+@pytest.mark.parametrize(
+  'changed',
+  [
+    {'mav': np.ones((1, 7))},
+    {'unit': np.ones(6)},
+    {'share': np.full(3, np.nan)},
+    {'limit': np.full(3, 'no')},
+    {'center': np.ones((3, 7))},
+    {'shape': None},
+    {'more': np.ones(3)},
+  ],
+)
+def test_a_file_that_was_edited(tmp_path, changed):
+  row = np.ones(3)
+  whole = extension.Extension(
+    *(('a', 'b', 'c'), np.ones(7), np.ones(7), np.ones((3, 7))),
+    *(row, row, row, row, row / 2),
+  )
+  fields = whole._asdict() | {'fitted_sha256': 'x'}
+  np.savez(tmp_path / 'added.npz', **fields)
+  found = saved.load_added(tmp_path, 'x')
+  assert found.class_names == ('a', 'b', 'c')
+  edited = {k: v for k, v in (fields | changed).items() if v is not None}
+  np.savez(tmp_path / 'added.npz', **edited)
+  with pytest.raises(types.UserError, match='is damaged or not of this model'):
+    saved.load_added(tmp_path, 'x')
+
+
 def test_classes_of_others_are_not_lost(digits_copy, sevens):
   model = openset.load(digits_copy)
   seven = model.with_class('seven', sevens[:60])
