@@ -121,9 +121,11 @@ def add(
 def rejecting(added: Extension, reject_known: float) -> Extension:
   """The same with limits that reject this share of each class.
 
-  A share above that of the tail has its limit at the tail's beginning.
+  A share above that of the tail has its limit at the tail's beginning. One next
+  to nothing has it where the CDF is nearly 1: the odds of 1 have no end.
   """
-  limit = np.maximum(1.0 - reject_known / added.share, _LEAST_LIMIT)
+  limit = 1.0 - reject_known / added.share
+  limit = np.clip(limit, _LEAST_LIMIT, 1.0 - _LEAST_LIMIT)
   return added._replace(limit=limit)
 
 

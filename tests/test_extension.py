@@ -147,6 +147,24 @@ def test_as_many_are_lost_as_was_asked_for(fitted, count, reject_known):
   assert np.mean(lost) == pytest.approx(reject_known, rel=0.5, abs=0.015)
 
 
+@pytest.mark.filterwarnings('error')
+def test_a_share_next_to_nothing(fitted, added):
+  rng = np.random.default_rng(3)
+  other = _features(rng, 3, 30)
+  other = other._replace(logits=other.logits + np.float32([[0, 4, 0]]))
+  both = extension.add('other', other, fitted, reject_known=0.02, before=added)
+  features = _features(rng, 3, 100)
+  scores = scorer.score(features, fitted)
+  few, fewest = (
+    extension.score(scores, features, extension.rejecting(both, share))
+    for share in (1e-9, 1e-17)
+  )
+  # The nearest of the two is named, not the first.
+  np.testing.assert_array_equal(few.prediction, fewest.prediction)
+  is_first = fewest.probability[:, 3] > 0
+  assert is_first.any() and not is_first.all()
+
+
 def test_what_cannot_be_added(fitted):
   rng = np.random.default_rng(5)
   new = _features(rng, 3, 30)
