@@ -122,8 +122,9 @@ def card(
   return {
     'what': 'Open-set classifier: one of class_names, or unknown (-1).',
     'input': (
-      'uint8 images [N, H, W, C] of image_shape, RGB or grey, 0 is black; '
-      'larger ones resized until they just cover H x W, then their middle.'
+      'uint8 images [N, H, W, C] of image_shape, N at least 1, RGB or grey, 0 '
+      'is black; those of another size resized until they just cover H x W, '
+      'then their middle.'
     ),
     'output': (
       'probability [N, K+1], the last column unknown; unknown_score [N], '

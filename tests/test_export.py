@@ -250,6 +250,8 @@ def test_the_command_and_a_bare_environment(
   assert process.stdout == 'evidence\n'
   header = exported.load(str(output)).header
   assert header['card']['decision'].startswith('calibrated')
+  # Of none ONNX gives no answer.
+  assert 'N at least 1' in header['card']['input']
   with np.load(tmp_path / 'found.npz') as arrays:
     found = [arrays[key] for key in arrays.files]
   expected = openset.load(workdir).rejecting(0.1)(image)
