@@ -286,10 +286,12 @@ def _opened(
   """Makes the workdir, binds it to the config, and keeps a log in it.
 
   Raises:
-    UsageError: where it cannot be written, or belongs to another config.
+    UsageError: where it cannot be written, or belongs to another config; and
+      where processes have different ones.
     UserError: where another process works in it.
   """
   set_deterministic(config)
+  _check_same(config)
   if not sharding.is_writer():
     # What all would say, one says.
     logging.getLogger().setLevel(logging.WARNING)
@@ -337,6 +339,25 @@ def _opened(
       with contextlib.suppress(OSError):
         handler.close()
       sharding.forget()
+
+
+def _check_same(config: config_dict.ConfigDict) -> None:
+  """Raises a UsageError where the writer has another config, or version.
+
+  Together they would train something else, or wait for each other for ever.
+  """
+  own = {'crosr_jax': crosr_jax.__version__, **_flat(_plain(config))}
+  own = json.loads(json.dumps(own))
+  first = sharding.agreed(own)
+  for name in first | own:
+    if first.get(name) != own.get(name):
+      raise types.UsageError(
+        f'the configs of the processes differ: {name} is '
+        f'{_told_value(own, name)} here and {_told_value(first, name)} in '
+        'process 0; start all of them with the same config and version'
+      )
+  # Nothing is written before all have looked.
+  sharding.barrier()
 
 
 def set_deterministic(config: config_dict.ConfigDict) -> None:

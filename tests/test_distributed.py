@@ -9,9 +9,9 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, free_port
+from conftest import CONFIGS, ROOT, free_port
 
-from crosr_jax import distributed, types
+from crosr_jax import distributed, pipeline, sharding, types
 
 # As a command of the project would do it.
 _COMMAND = """
@@ -225,6 +225,52 @@ def test_a_mistake_of_the_main_job_is_one_line(environment, tmp_path):
     assert len(process.stderr.strip().splitlines()) == 1
     assert process.stderr.startswith('error: ') and words in process.stderr
     assert not workdir.exists()
+
+
+def test_processes_of_different_configs_do_not_train(environment, tmp_path):
+  """They would train something else together, or wait for ever."""
+  address = f'--coordinator_address=127.0.0.1:{free_port()}'
+  workdir = tmp_path / 'run'
+  started = [
+    _start(
+      ['-m', 'crosr_jax.main'],
+      environment,
+      address,
+      '--num_processes=2',
+      f'--process_id={i}',
+      f'--config={ROOT}/configs/digits.py',
+      f'--config.train.num_steps={7 + i}',
+      f'--workdir={workdir}',
+    )
+    for i in range(2)
+  ]
+  ended = [_ended(process, limit=90) for process in started]
+  told = (
+    'the configs of the processes differ: train.num_steps is 8 here and 7 in '
+    'process 0; start all'
+  )
+  for (code, _, err), by in zip(ended, ('process 1: ', ''), strict=True):
+    assert code == 2, err
+    assert err.count('error:') == 1 and 'Traceback' not in err
+    assert _last_line(err).startswith(f'error: {by}{told}')
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ('first', 'words'),
+  [
+    ({'train.flip': True}, 'train.flip is False here and True in process 0'),
+    ({'crosr_jax': '0.0'}, "and '0.0' in process 0"),
+    ({'train.nothing': 1}, 'train.nothing is not there here and 1 in process'),
+  ],
+)
+def test_what_differs_between_processes_is_named(monkeypatch, first, words):
+  config = CONFIGS['digits']
+  pipeline._check_same(config)
+  monkeypatch.setattr(sharding, 'agreed', lambda own: {**own, **first})
+  with pytest.raises(types.UsageError) as error:
+    pipeline._check_same(config)
+  assert words in str(error.value)
 
 
 @pytest.mark.parametrize(
