@@ -284,6 +284,14 @@ def run(
     # not survive.
     signals.end(signal.SIGINT)
   except Exception as error:
+    if _is_without_device(error):
+      told = str(error).partition(' (set ')[0] or 'there is no such device'
+      platforms = os.environ.get('JAX_PLATFORMS', '')
+      _end(
+        f'JAX_PLATFORMS={platforms}: {told}; unset it for what is there, or '
+        "pip install '.[cuda]' or '.[tpu]' where that is missing",
+        types.UserError.exit_code,
+      )
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     reason = str(error).partition('\n')[0]
@@ -293,6 +301,17 @@ def run(
       types.UserError.exit_code,
     )
   sys.exit(0)
+
+
+def _is_without_device(error: Exception) -> bool:
+  """Whether JAX has failed to start on the devices it was asked for."""
+  if isinstance(error, AssertionError):
+    # All it says of GPUs where there are none.
+    bridge = sys.modules.get('jax._src.xla_bridge')
+    if not bridge or not os.environ.get('JAX_PLATFORMS'):
+      return False
+    return not bridge.backends_are_initialized()
+  return 'Unable to initialize backend' in str(error)
 
 
 def config_name() -> str:
@@ -503,10 +522,12 @@ def _set_up_logging() -> None:
   threading.excepthook = lambda thread: logging.debug('%s', thread.exc_value)
   sys.unraisablehook = _look_at_unraisable
   sys.excepthook = _print_of_main_thread
-  # Orbax tells every file it opens, and what it then raises; JAX every back end
-  # it does not find.
+  # Orbax tells every file it opens, and what it then raises.
   for name in ('jax', 'onnx_ir', 'matplotlib', 'PIL'):
     logging.getLogger(name).setLevel(logging.ERROR)
+  # Here it warns of an accelerator that is there and not used; what it does not
+  # find is no more than information.
+  logging.getLogger('jax._src.xla_bridge').setLevel(logging.WARNING)
   for name in ('absl', 'asyncio', 'orbax'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -48,6 +48,42 @@ def test_a_mistake_is_the_one_line(
   assert line.startswith('error: ') and told in line
 
 
+@pytest.mark.parametrize('platforms', ['cuda', 'rocm'])
+def test_devices_that_are_not_there_are_one_line(environment, platforms):
+  asked = {'JAX_PLATFORMS': platforms, 'CUDA_VISIBLE_DEVICES': ''}
+  process = subprocess.run(
+    [sys.executable, '-m', 'crosr_jax.main', '--config=configs/digits.py',
+     '--dry_run'],
+    cwd=ROOT, env={**environment, **asked}, capture_output=True, text=True,
+  )  # fmt: skip
+  assert process.returncode == 1, process.stderr
+  (line,) = process.stderr.splitlines()
+  assert line.startswith(f'error: JAX_PLATFORMS={platforms}: ')
+  assert 'unset it' in line
+
+
+@pytest.mark.parametrize('is_there', [True, False])
+def test_an_accelerator_that_is_not_used_is_told(environment, is_there):
+  code = f"""
+import jax
+from jax._src import hardware_utils
+from crosr_jax import cli
+
+hardware_utils.has_visible_nvidia_gpu = lambda: {is_there}
+hardware_utils.num_available_tpu_chips_and_device_id = lambda: (0, None)
+cli.run(lambda: print(jax.devices()))
+"""
+  own = {k: v for k, v in environment.items() if k != 'JAX_PLATFORMS'}
+  process = subprocess.run(
+    [sys.executable, '-c', code], env=own, capture_output=True, text=True
+  )
+  assert process.returncode == 0, process.stderr
+  lines = process.stderr.splitlines()
+  # Of what it looks for besides, and does not find, nothing.
+  assert len(lines) == is_there
+  assert all(x.startswith('An NVIDIA GPU may be present') for x in lines)
+
+
 def test_a_server_that_died_is_started_anew(run_command):
   server = run_command.__self__
   assert run_command('prepare', '--help').returncode == 0
