@@ -49,6 +49,8 @@ readonly ROOT
 SELF=$ROOT/launch/$(basename "${BASH_SOURCE[0]}")
 readonly SELF
 readonly WORKER=crosr_jax_source/launch/tpu_worker.sh
+# Looks in a row without an answer: ten minutes, a reboot takes less.
+readonly MOST_SILENT=20
 
 project=${LAUNCH_PROJECT:-} zone=${LAUNCH_ZONE:-} name=${LAUNCH_NAME:-crosr-jax}
 accelerator=${LAUNCH_ACCELERATOR:-} runtime=${LAUNCH_RUNTIME:-}
@@ -245,9 +247,19 @@ look_again() {
   try_to_look || say 'no answer; looking again'
 }
 
-# A command line on every worker.
+# A command line on every worker. Where a node is stopped, or about to go,
+# gcloud reaches none and takes that for success: so each has to say a word.
 on_workers() {
-  tpu ssh "$name" --worker=all "--command=$1"
+  local answer code=0
+  local words=(ssh "$name" --worker=all "--command=echo reached; $1")
+  if [[ -n $dry_run ]]; then
+    tpu "${words[@]}"
+    return
+  fi
+  answer=$(tpu "${words[@]}") || code=$?
+  printf %s "$answer" | grep -vx reached || true
+  ((code)) || [[ $answer = *reached* ]] || fail "no worker of $name was reached"
+  return "$code"
 }
 
 # Whether each worker's answer ends with a word. Where one does not answer at
@@ -320,7 +332,8 @@ $commit 2>/dev/null && echo installed || echo missing"; then
   on_workers "if bash $WORKER alive 2>/dev/null; then \
 echo 'a run goes on; stop it, or let it end' >&2; exit 1; fi; \
 rm -rf crosr_jax_source && mkdir crosr_jax_source && \
-tar -xzf crosr_jax.tar.gz -C crosr_jax_source && bash $WORKER install $commit"
+tar -xzf crosr_jax.tar.gz -C crosr_jax_source && rm crosr_jax.tar.gz && \
+bash $WORKER install $commit"
   execute rm -f "$archive"
 }
 
@@ -378,7 +391,13 @@ fetch() {
       ;;
     *)
       need_active
+      local before
+      before=$(mktemp)
       tpu scp "$name:$workdir" "$output/" --worker=0 --recurse
+      # It too takes nothing for success, and `all` then deletes the TPU.
+      [[ -n $dry_run || -n $(find "$target" -type f -newer "$before") ]] ||
+        fail "nothing came of $workdir from $name"
+      rm -f "$before"
       ;;
   esac
   [[ -n $dry_run ]] || say "results are in $target"
@@ -395,15 +414,20 @@ delete() {
 
 # Sets `outcome`: done, failed CODE, or what else has ended the run.
 watch_run() {
-  local states
+  local states silent=0
   look
   while :; do
     if [[ $state != ACTIVE ]]; then
       outcome="$name is $state"
       return
     fi
-    # No answer is no news: a worker may be rebooting.
+    # No answer is no news: a worker may be rebooting. But not for ever.
     states=$(on_workers "bash $WORKER state" 2>/dev/null) || states=''
+    silent=$((silent + 1))
+    [[ -z $states ]] || silent=0
+    ((silent < MOST_SILENT)) ||
+      fail "no worker of $name has answered $silent times in a row, though it" \
+        'is ACTIVE; it costs until launch/tpu_vm.sh delete'
     case $states in
       *failed* | *stopped*)
         # Others fail because one did; a mistake is the first cause.

@@ -19,7 +19,8 @@ _SCRIPTS = sorted([*_LAUNCH.glob('*.sh'), ROOT / '.ci' / 'run'])
 _MANIFESTS = sorted(_LAUNCH.glob('gke_jobset_*.yaml'))
 
 # As gcloud: keeps what it was called with, a state of the TPU for each time it
-# is asked until the last, and a home folder for each worker.
+# is asked until the last, and a home folder for each worker. After as many
+# calls as `reaches` has, it reaches none of them, and takes that for success.
 _GCLOUD = """#!{python} -IS
 import json, os, pathlib, shutil, subprocess, sys
 cloud = pathlib.Path(os.environ['CLOUD'])
@@ -27,10 +28,16 @@ words = sys.argv[1:]
 with open(cloud / 'calls', 'a') as file:
   file.write(json.dumps(words) + '\\n')
 states = cloud / 'states'
+reaches = cloud / 'reaches'
 workers = sorted((cloud / 'workers').iterdir())
 
 def flag(name):
   return next(x for x in words if x.startswith(name)).partition('=')[2]
+
+def left():
+  found = int(reaches.read_text())
+  reaches.write_text(str(max(0, found - 1)))
+  return found
 
 if words[:2] == ['storage', 'rsync']:
   pathlib.Path(words[3], 'report.json').write_text('{{}}')
@@ -65,13 +72,17 @@ elif words[3] == 'delete':
     for path in home.glob('crosr_jax_*'):
       shutil.rmtree(path)
     (home / 'seconds').unlink(missing_ok=True)
+elif words[3] in ('ssh', 'scp') and reaches.exists() and not left():
+  print('Could not prepare all the nodes, attempting to ssh into the rest.',
+        file=sys.stderr)
 elif words[3] == 'scp' and words[4].startswith('/'):
   for home in workers:
     shutil.copy(words[4], home / words[5].partition(':')[2])
 elif words[3] == 'scp':
   shutil.copytree(
     workers[0] / words[4].partition(':')[2],
-    pathlib.Path(words[5], pathlib.Path(words[4]).name), dirs_exist_ok=True)
+    pathlib.Path(words[5], pathlib.Path(words[4]).name), dirs_exist_ok=True,
+    copy_function=shutil.copy)
 elif words[3] == 'ssh':
   codes = [
     subprocess.call(
@@ -294,7 +305,7 @@ def test_dry_run_prints_every_command(cloud):
   worker = 'bash crosr_jax_source/launch/tpu_worker.sh'
 
   def _ssh(command):
-    word = _quoted(f'--command={command}')
+    word = _quoted(f'--command=echo reached; {command}')
     return f'{queued} ssh crosr-jax --worker=all {word} {place}'
 
   assert printed == [
@@ -310,6 +321,7 @@ def test_dry_run_prints_every_command(cloud):
       "echo 'a run goes on; stop it, or let it end' >&2; exit 1; fi; "
       'rm -rf crosr_jax_source && mkdir crosr_jax_source && '
       'tar -xzf crosr_jax.tar.gz -C crosr_jax_source && '
+      'rm crosr_jax.tar.gz && '
       f'{worker} install {commit}'
     ),
     f'rm -f {archive}',
@@ -497,6 +509,63 @@ def test_all_where_the_run_fails(cloud, codes, code, starts, told):
   # It stays where something is to be looked at.
   assert ('delete' in verbs) == (code == 0)
   assert ('costs until launch/tpu_vm.sh delete' in process.stderr) or not code
+
+
+@pytest.mark.parametrize('command', ['install', 'run', 'status', 'stop'])
+def test_where_no_worker_is_reached_nothing_is_done(cloud, command):
+  cloud.write('states', 'ACTIVE')
+  cloud.write('reaches', '0')
+  told = cloud.run(*_TRAIN, command, code=1).stderr
+  assert 'error: no worker of crosr-jax was reached' in told
+
+
+def test_an_archive_that_did_not_come_is_not_installed(cloud):
+  cloud.write('states', 'ACTIVE')
+  cloud.run(*_TRAIN, 'install')
+  (cloud.checkout / 'new').write_text('')
+  cloud.commit()
+  gcloud = cloud.folder / 'bin' / 'gcloud'
+  # Only what is copied does not come.
+  text = gcloud.read_text()
+  gcloud.write_text(text.replace("in ('ssh', 'scp')", "== 'scp'"))
+  cloud.write('reaches', '0')
+  cloud.run(*_TRAIN, 'install', code=2)
+  assert not (cloud.homes[0] / 'crosr_jax_source' / '.installed').exists()
+
+
+# Calls of `all`: installed, scp, install, state, start, state, ...
+@pytest.mark.parametrize('reached', [1, 2, 4, 6])
+def test_all_ends_where_no_worker_is_reached_any_more(pair, reached):
+  for home in pair.homes:
+    (home / 'seconds').write_text('600')
+  pair.write('reaches', str(reached))
+  told = pair.run(*_TRAIN, 'all', code=1).stderr
+  assert 'costs until launch/tpu_vm.sh delete' in told
+  verbs = pair.verbs()
+  assert 'delete' not in verbs and 'rsync' not in verbs
+  if reached == 6:
+    assert 'no worker of crosr-jax has answered 20 times in a row' in told
+    # The first look had an answer.
+    assert verbs[-21:] == ['ssh state'] * 21
+    (pair.folder / 'reaches').unlink()
+    pair.run(*_TRAIN, 'stop')
+
+
+def test_without_results_the_tpu_stays(cloud):
+  words = [_ZONE, '--accelerator=v5litepod-8', '--config=configs/digits.py']
+  words += ['--workdir=runs/x', '--poll=1']
+  (cloud.homes[0] / 'codes').write_text('0\n')
+  # Of an earlier run of that name.
+  (cloud.folder / 'fetched' / 'x').mkdir(parents=True)
+  (cloud.folder / 'fetched' / 'x' / 'report.json').write_text('old\n')
+  gcloud = cloud.folder / 'bin' / 'gcloud'
+  text = gcloud.read_text()
+  is_fetch = "words[4] == 'crosr-jax:runs/x'"
+  gcloud.write_text(text.replace("words[3] in ('ssh', 'scp')", is_fetch))
+  cloud.write('reaches', '0')
+  told = cloud.run(*words, 'all', code=1).stderr
+  assert 'error: nothing came of runs/x from crosr-jax' in told
+  assert 'delete' not in cloud.verbs()
 
 
 def test_a_disk_of_their_own_is_not_enough_for_two_hosts(pair, tmp_path):
