@@ -387,7 +387,7 @@ fetch() {
   case $workdir in
     gs://*)
       execute gcloud storage rsync "$workdir" "$target" --recursive \
-        '--exclude=^(checkpoints|digests|damaged)/'
+        '--exclude=^(.*/)?(checkpoints|digests|damaged)/'
       ;;
     *)
       need_active

@@ -333,7 +333,7 @@ def test_dry_run_prints_every_command(cloud):
     ),
     'mkdir -p fetched/x',
     'gcloud storage rsync gs://bucket/runs/x fetched/x --recursive '
-    "'--exclude=^(checkpoints|digests|damaged)/'",
+    "'--exclude=^(.*/)?(checkpoints|digests|damaged)/'",
     look,
     f'{queued} delete crosr-jax --force --quiet {place}',
   ]
@@ -354,6 +354,25 @@ def test_dry_run_prints_every_command(cloud):
   ]  # fmt: skip
   call = _until(cloud.homes[0] / 'python_call')
   assert call.splitlines()[-1] == words[-1]
+
+
+@pytest.mark.parametrize(
+  ('path', 'comes'),
+  [
+    ('report.json', True),
+    ('figures/map.png', True),
+    ('checkpoints/300/state/x', False),
+    # Of an ensemble, and of a GAN's.
+    ('members/0/digests/300.json', False),
+    ('counterfactual/gan/members/0/checkpoints/5/x', False),
+    ('members/0/checkpoints.txt', True),
+  ],
+)
+def test_of_a_bucket_no_checkpoint_comes(cloud, path, comes):
+  printed = cloud.run(*_TRAIN, '--dry-run', 'fetch').stdout
+  pattern = re.search("'--exclude=(.*)'", printed)[1]
+  # gcloud takes it for a regular expression of Python's.
+  assert (re.match(pattern, path) is None) == comes
 
 
 def _until(path):
