@@ -13,8 +13,10 @@
 # an address that `git clone` takes.
 
 # %%
+import glob
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -26,9 +28,23 @@ if not pathlib.Path('configs', 'digits.py').exists():
   subprocess.run(['git', 'clone', '--depth=1', ADDRESS, 'source'], check=True)
   os.chdir('source')
 if 'CROSR_JAX_INSTALLED' not in os.environ:
+  # What JAX reaches an accelerator by has to be of one version with it.
+  if shutil.which('nvidia-smi'):
+    what = '.[cuda]'
+  elif (
+    glob.glob('/dev/accel*')
+    or glob.glob('/dev/vfio/[0-9]*')
+    or {'COLAB_TPU_ADDR', 'TPU_ACCELERATOR_TYPE'} & os.environ.keys()
+  ):
+    what = '.[tpu]'
+  else:
+    what = '.'
   subprocess.run(
-    [sys.executable, '-m', 'pip', 'install', '-q', '-e', '.'], check=True
+    [sys.executable, '-m', 'pip', 'install', '-q', '-e', what], check=True
   )
+# In a process of its own: this one would keep them from those that train.
+devices = [sys.executable, '-c', 'import jax; print(jax.devices())']
+print(subprocess.check_output(devices, text=True))
 
 # %% [markdown]
 # ## 2. Digits: a minute

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 _LAUNCH = ROOT / 'launch'
@@ -52,11 +53,38 @@ def test_every_cell_runs(environment, tmp_path):
     text=True,
   )
   assert process.returncode == 0, process.stderr + process.stdout
+  assert process.stdout.startswith('[CpuDevice(id=0)')
   assert 'Closed-set accuracy' in process.stdout
   answers = [x.split() for x in process.stdout.splitlines() if 'digit.png' in x]
   assert [answer[0] for answer in answers] == ['0']
   shown = (tmp_path / 'shown.html').read_text()
   assert shown.startswith('<iframe srcdoc="&lt;!doctype html')
+
+
+@pytest.mark.parametrize(
+  ('program', 'variable', 'installed'),
+  [
+    ('/usr/bin/nvidia-smi', 'X', '.[cuda]'),
+    (None, 'COLAB_TPU_ADDR', '.[tpu]'),
+    (None, 'X', '.'),
+  ],
+)
+def test_jax_is_installed_for_what_is_there(
+  monkeypatch, capsys, program, variable, installed
+):
+  """Else pip would bring a new JAX beside the old plugin for its GPU."""
+  cells = json.loads((_LAUNCH / 'colab.ipynb').read_text())['cells']
+  first = next(c for c in cells if c['cell_type'] == 'code')
+  asked = []
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setenv(variable, '0')
+  monkeypatch.setattr('glob.glob', lambda pattern: [])
+  monkeypatch.setattr('shutil.which', lambda name: program)
+  monkeypatch.setattr('subprocess.run', lambda words, **_: asked.append(words))
+  monkeypatch.setattr('subprocess.check_output', lambda *_, **__: 'devices')
+  exec(''.join(first['source']), {})
+  assert [words[-1] for words in asked] == [installed]
+  assert capsys.readouterr().out == 'devices\n'
 
 
 def test_without_the_repository_it_says_what_to_do(environment, tmp_path):
