@@ -65,10 +65,7 @@ def build(
   Raises:
     UsageError: for a field that cannot be used.
   """
-  if steps_per_dispatch < 0:
-    raise types.UsageError(
-      f'steps_per_dispatch must be at least 0, got {steps_per_dispatch}'
-    )
+  check_fields(steps_per_dispatch, data_on_device)
   if not steps_per_dispatch:
     in_files = images.is_lazy(samples.image)
     is_slow = in_files or not sharding.is_accelerated()
@@ -91,6 +88,15 @@ def build(
     lambda first_step: (rows(i)[share] for i in itertools.count(first_step)),
     steps_per_dispatch,
   )
+
+
+def check_fields(steps_per_dispatch: int, data_on_device: str) -> None:
+  """Raises a UsageError for what `build` cannot use of any samples."""
+  if steps_per_dispatch < 0:
+    raise types.UsageError(
+      f'steps_per_dispatch must be at least 0, got {steps_per_dispatch}'
+    )
+  types.check_choice('data_on_device', data_on_device, ON_DEVICE)
 
 
 def _looking_up(
@@ -117,7 +123,6 @@ def _looking_up(
 
 
 def _is_on_device(samples: splits.Labelled, wanted: str) -> bool:
-  types.check_choice('data_on_device', wanted, ON_DEVICE)
   if images.is_lazy(samples.image):
     if wanted == 'always':
       raise types.UsageError(

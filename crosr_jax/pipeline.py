@@ -31,6 +31,7 @@ from crosr_jax import (
   counterfactual,
   data,
   features,
+  feed,
   files,
   judge,
   loop,
@@ -413,6 +414,12 @@ def check_config(config: config_dict.ConfigDict) -> None:
     config.data.unknown_classes,
     config.evaluation.get('cifar100_splits', ()),
   )
+  data.check_unknown(
+    config.evaluation.unknown_sets,
+    config.evaluation.max_unknown,
+    config.data.evaluation_seed,
+  )
+  feed.check_fields(config.steps_per_dispatch, config.data_on_device)
   for name, check in (
     ('counterfactual', counterfactual.check_fields),
     ('weibull', choice.check_recipe),

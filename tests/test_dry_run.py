@@ -134,6 +134,22 @@ def test_imagenet1k():
   assert all(len(line) <= 80 for line in text.splitlines())
 
 
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('data_on_device', 'allways'),
+    ('steps_per_dispatch', -1),
+    ('evaluation.unknown_sets', ('noize',)),
+    ('evaluation.unknown_sets', ('noise', 'noise')),
+    ('evaluation.max_unknown', 0),
+    ('data.evaluation_seed', -1),
+  ],
+)
+def test_what_a_run_refuses_is_refused(field, value):
+  with pytest.raises(types.UsageError, match=rf'^{field} '):
+    pipeline.plan(_config('digits', **{field: value}))
+
+
 def test_words_of_memory():
   assert [words.memory(n) for n in (832, 1023 << 10, 3 << 29)] == [
     '832 B', '1023 KiB', '1.5 GiB',

@@ -100,15 +100,7 @@ def load(
       set that is not there.
   """
   types.check_choice('data.name', name, (*sources.SOURCES, 'folder'))
-  unknowns.check(unknown_sets)
-  if not 0 <= evaluation_seed < 2**32:
-    raise types.UsageError(
-      f'data.evaluation_seed must be in 0..2^32 - 1, got {evaluation_seed}'
-    )
-  if max_unknown < 1:
-    raise types.UsageError(
-      f'evaluation.max_unknown must be at least 1, got {max_unknown}'
-    )
+  check_unknown(unknown_sets, max_unknown, evaluation_seed)
   check_splits(splits, split, unknown_classes, cifar100_splits)
   source, skipped = _source(
     name, data_dir, train_dir, test_dir, num_classes, image_size, grey
@@ -462,6 +454,21 @@ def _add_folders(
     )
     skipped += left_out
   return skipped
+
+
+def check_unknown(
+  unknown_sets: Sequence[str], max_unknown: int, evaluation_seed: int
+) -> None:
+  """Raises a UsageError for what no unknown sample can be drawn by."""
+  unknowns.check(unknown_sets)
+  if not 0 <= evaluation_seed < 2**32:
+    raise types.UsageError(
+      f'data.evaluation_seed must be in 0..2^32 - 1, got {evaluation_seed}'
+    )
+  if max_unknown < 1:
+    raise types.UsageError(
+      f'evaluation.max_unknown must be at least 1, got {max_unknown}'
+    )
 
 
 def check_splits(
