@@ -533,10 +533,10 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
       f'{path} is damaged; delete it if this run was made with this very '
       'config, else take another --workdir'
     ) from None
-  new = _flat(bound)
-  # What a workdir does not tell, since the field is newer, was at its default.
-  newer = {k: v for k, v in _defaults().items() if k in new}
-  old = {'counterfactual.count': 0, **newer, **_flat(before)}
+  # A field that a workdir does not tell, since it is newer, was at its default;
+  # one that a user's config leaves out is.
+  unsaid = {'counterfactual.count': 0, **_defaults()}
+  old, new = unsaid | _flat(before), unsaid | _flat(bound)
   for fields in (old, new):
     # With and without the stroke at the end it is the same folder.
     for k in (f'data.{field}' for field in _FOLDERS):

@@ -1,6 +1,7 @@
 """Folders of images: classes, files that are left out, what is remembered."""
 
 import functools
+import json
 import os
 import pathlib
 
@@ -290,6 +291,29 @@ def test_a_folder_is_the_same_with_a_stroke_at_its_end(photos):
   pipeline.bind(config, workdir)
   config.data.test_dir = 'x'
   with pytest.raises(types.UsageError, match=r"test_dir was '' and is now 'x'"):
+    pipeline.bind(config, workdir)
+
+
+def test_a_field_that_is_left_out_is_at_its_default(tmp_path):
+  """In a config that tells no more than it has to, of a run that told all."""
+  config = CONFIGS['digits'].copy_and_resolve_references()
+  workdir = tmp_path / 'run'
+  pipeline.bind(config, workdir)
+  (workdir / 'checkpoints' / '10').mkdir(parents=True)
+  with config.unlocked():
+    for section, field in (('train', 'mixup'), ('model', 'members')):
+      del config[section][field]
+  pipeline.check_config(config)
+  pipeline.bind(config, workdir)
+  with config.unlocked():
+    del config['train']['flip']
+    config.seed = 3
+  with pytest.raises(types.UsageError, match=r'config: seed was 0 and is now'):
+    pipeline.bind(config, workdir)
+  before = json.loads((workdir / 'config.json').read_text())
+  before['train']['mixup'] = 0.2
+  (workdir / 'config.json').write_text(json.dumps(before))
+  with pytest.raises(types.UsageError, match=r'mixup was 0.2 and is now 0.0'):
     pipeline.bind(config, workdir)
 
 
