@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import stat
 import struct
 import tarfile
 import time
@@ -556,6 +557,16 @@ def test_a_zip_that_lies_about_a_size(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < size / 10
   finally:
     tracemalloc.stop()
+
+
+def test_a_link_in_a_zip_is_no_file(tmp_path):
+  path = tmp_path / 'x.zip'
+  link = zipfile.ZipInfo('x1')
+  link.external_attr = (stat.S_IFLNK | 0o777) << 16
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('x0', b'a')
+    archive.writestr(link, b'/etc/passwd')
+  assert _read_x(path, 1) == {'x0': b'a'}
 
 
 def test_a_zip_of_another_packing(tmp_path):
