@@ -74,8 +74,8 @@ def run(
   the state of the one that writes them. Whatever moves between host and
   devices in the loop without saying so is an error of JAX. What asks to end,
   where a command listens (see signals), saves a checkpoint of the step that is
-  being taken; of several processes, of the next step that has a row, whichever
-  was asked.
+  being taken, if one is; of several processes, of the next step that has a row,
+  whichever was asked.
 
   Args:
     engine: of one step.
@@ -121,6 +121,9 @@ def run(
         )
         batches = _compiled(engine, placed, order(first), set(counts))
         sharding.barrier()
+        if sharding.anyone(is_ending(), now=True):
+          # Asked while it compiled: there is nothing to save yet.
+          raise signals.Terminated
         # The first program's steps are not timed.
         enough = first + _STEPS_BEFORE_ESTIMATE + counts[0] - 1
         for count in counts:

@@ -307,3 +307,13 @@ def test_one_is_asked_to_end_and_all_do(command, tmp_path, number):
   again = _ended(_start(command, tmp_path, 2, 1, parallel, LOST=''))
   assert 'restored the checkpoint of step 75' in again[0][2]
   assert [code for code, *_ in again] == [0, 0]
+
+
+def test_all_end_where_one_is_asked_before_the_first_step(command, tmp_path):
+  """The first batch is drawn to compile with."""
+  asked = {'ASKED': '1:0', 'ASKED_BY': str(int(signal.SIGTERM))}
+  ended = _ended(_start(command, tmp_path, 2, 1, 'shard_map', LOST='', **asked))
+  for code, out, err in ended:
+    assert code == -signal.SIGTERM and 'done' not in out
+    assert 'error: ' not in err and 'Traceback' not in err
+  assert not list(tmp_path.rglob('*.json'))

@@ -595,6 +595,25 @@ def test_asked_to_end_it_saves_the_step(
   assert expected.history == resumed.history
 
 
+def test_asked_to_end_while_it_compiles_it_takes_no_step(
+  whole, tmp_path, monkeypatch, listening
+):
+  compiled = loop._compiled
+
+  def compiled_and_ask(*args):
+    signal.raise_signal(signal.SIGTERM)
+    return compiled(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, '_compiled', compiled_and_ask)
+    patch.setattr(loop._Journal, 'add', lambda *_: pytest.fail('a step'))
+    with pytest.raises(signals.Terminated):
+      _fit(tmp_path)
+  assert list((tmp_path / 'checkpoints').iterdir()) == []
+  later = _fit(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, whole('last').state, later.state)
+
+
 def test_a_second_interrupt_ends_at_once(
   tmp_path, monkeypatch, capfd, listening
 ):
