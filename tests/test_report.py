@@ -252,9 +252,12 @@ def test_ours_stands_beside_the_published():
     ('0.8000 / 0.7930', True), ('0.5000 / 0.8260', False),
   ]  # fmt: skip
   assert tables.differences(report) == []
-  config['model'] = {'eval_shift': 1, 'eval_mirror': False}
+  config['model'] = {'eval_shift': 0, 'rotation_classes': ()}
+  assert tables.differences(report) == []
+  config['model'] = {'eval_shift': 1, 'rotation_classes': (90,), 'width': 8}
   (note,) = tables.differences(report)
-  assert note.startswith('Nets here have eval_shift=1, those of published')
+  told = 'Nets here have eval_shift=1, rotation_classes=[90], those of publ'
+  assert note.startswith(told)
   for change in (
     {'system': 'gan'},
     {'config': {}},

@@ -175,12 +175,15 @@ def compares(by: str, num_labels: int) -> bool:
 
 def unlike(reports: Iterable[Mapping]) -> list[str]:
   """A note where nets of reports answer to more than one upright image."""
-  more = dict.fromkeys(
-    f'{name}={value}'
-    for report in reports
-    for name, value in report.get('config', {}).get('model', {}).items()
-    if name in _PLAIN and value != _PLAIN[name]
-  )
+  more: dict[str, None] = {}
+  for report in reports:
+    # A file has lists for tuples.
+    model = json.loads(json.dumps(report.get('config', {}).get('model', {})))
+    more |= dict.fromkeys(
+      f'{name}={value}'
+      for name, value in model.items()
+      if name in _PLAIN and value != _PLAIN[name]
+    )
   if not more:
     return []
   return [
