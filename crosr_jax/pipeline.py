@@ -537,12 +537,14 @@ def bind(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
   # one that a user's config leaves out is.
   unsaid = {'counterfactual.count': 0, **_defaults()}
   old, new = unsaid | _flat(before), unsaid | _flat(bound)
-  for fields in (old, new):
-    # With and without the stroke at the end it is the same folder.
-    for k in (f'data.{field}' for field in _FOLDERS):
-      if fields.get(k):
-        fields[k] = os.path.normpath(fields[k])
-  changed = [k for k in new | old if old.get(k) != new.get(k)]
+  folders = {f'data.{field}' for field in _FOLDERS}
+
+  def value(fields: dict[str, Any], k: str) -> Any:
+    found = fields.get(k)
+    # However it is written, it is the same folder.
+    return files.real(found) if found and k in folders else found
+
+  changed = [k for k in new | old if value(old, k) != value(new, k)]
   if changed:
     told = ', '.join(
       f'{k} was {_told_value(old, k)} and is now {_told_value(new, k)}'

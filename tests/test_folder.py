@@ -281,13 +281,16 @@ def test_a_link_to_itself_is_no_folder(photos):
   saved.check_output(link, photos / 'run')
 
 
-def test_a_folder_is_the_same_with_a_stroke_at_its_end(photos):
+def test_a_folder_is_the_same_however_it_is_written(photos, monkeypatch):
   config = CONFIGS['folder'].copy_and_resolve_references()
   config.data.train_dir = str(photos / 'known')
   workdir = photos / 'run'
   pipeline.bind(config, workdir)
   (workdir / 'checkpoints' / '10').mkdir(parents=True)
   config.data.train_dir += '/'
+  pipeline.bind(config, workdir)
+  monkeypatch.chdir(photos / 'run')
+  config.data.train_dir = '../known'
   pipeline.bind(config, workdir)
   config.data.test_dir = 'x'
   with pytest.raises(types.UsageError, match=r"test_dir was '' and is now 'x'"):
