@@ -276,13 +276,17 @@ def _findings(
 
 
 def _ratio(rows: Sequence[ClassRow]) -> float:
-  """Median distance of held-out samples over that of training samples."""
-  middle = PERCENTILES.index(50)
-  ratios = [
-    row.held_out[middle] / row.train[middle]
-    for row in rows
-    if row.train[middle] > 0 and np.isfinite(row.held_out[middle])
-  ]
+  """Distance of held-out samples over that of training samples.
+
+  Of each class that of the median, or, where half of the training samples are
+  all as usual and at no distance, that below which 95 % are.
+  """
+  ratios = []
+  for row in rows:
+    percent = 50 if row.train[PERCENTILES.index(50)] > 0 else 95
+    i = PERCENTILES.index(percent)
+    if row.train[i] > 0 and np.isfinite(row.held_out[i]):
+      ratios.append(row.held_out[i] / row.train[i])
   return float(np.median(ratios)) if ratios else 1.0
 
 

@@ -151,6 +151,11 @@ def test_medians_of_nothing(generator):
   _, _, found = _examine(generator)
   nothing = found.rows[0]._replace(train=(0.0,) * 4)
   assert diagnosis._ratio([nothing]) == 1.0
+  # Half of them are all as usual; the others are twice as far.
+  half = found.rows[0]._replace(
+    train=(0.0, 0.0, 2.0, 3.0), held_out=(0.0, 0.0, 4.0, 9.0)
+  )
+  assert diagnosis._ratio([half, nothing]) == 2.0
 
 
 def test_the_command(digits_run, run_command):
