@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from crosr_jax import types
-from crosr_jax.report import published, rows, words
+from crosr_jax.report import rows, words
 
 RULE = (
   'A CROSR row wins on an unknown set, in a reading, only where it beats '
@@ -312,9 +312,8 @@ def against_published(table: dict) -> Iterator[str]:
     parts: dict[str, list[str]] = {'above': [], 'level with': [], 'below': []}
     for name, figure in row['paper'].items():
       ours = _mean(row, name, figure['reading'])
-      values = row['unknown'][name][figure['reading']]['values']
-      done = sum(value is not None for value in values)
-      if ours is None or not published.compares(table['by'], done):
+      stands = rows.paper(table, row, name, figure['reading'])
+      if ours is None or not stands:
         continue
       sign = _sign(ours, figure['value'], figure['reading'])
       side = ('level with', 'above', 'below')[sign]
