@@ -125,7 +125,9 @@ def rejecting(added: Extension, reject_known: float) -> Extension:
   to nothing has it where the CDF is nearly 1: the odds of 1 have no end.
   """
   limit = 1.0 - reject_known / added.share
-  limit = np.clip(limit, _LEAST_LIMIT, 1.0 - _LEAST_LIMIT)
+  # Of a Weibull that begins one before its tail, which is well inside a class.
+  beginning = weibull.cdf(added.loc + 1.0, added.shape, added.loc, added.scale)
+  limit = np.clip(np.maximum(limit, beginning), 0.0, 1.0 - _LEAST_LIMIT)
   return added._replace(limit=limit)
 
 

@@ -244,7 +244,13 @@ def test_a_digit_is_added(digits_run, sevens, tmp_path):
   # Limits follow the share that may be lost, and lose more then.
   strict = larger.rejecting(0.3)
   again = model.rejecting(0.3).with_class('seven', sevens[:60])
-  np.testing.assert_allclose(strict.added.limit, 1 - 0.3 / strict.added.share)
+  # The tail's beginning, as no limit lies inside the class.
+  tail = strict.added
+  beginning = scipy.stats.weibull_min.cdf(
+    tail.loc + 1, tail.shape, tail.loc, tail.scale
+  )
+  assert 1 - 0.3 / tail.share < beginning
+  np.testing.assert_allclose(tail.limit, beginning)
   assert strict.added.limit < larger.added.limit
   assert again.added.share > strict.added.share
   path = tmp_path / 'x.jaxexport'
@@ -410,3 +416,18 @@ def test_command(digits_copy, sevens, tmp_path, run_command):
   done = run('add_class', '--name=x', f'--workdir={folder}', str(folder))
   assert 'model.json is missing' in done.stderr
   assert sorted(folder.iterdir()) == before
+
+
+def test_more_may_be_asked_for_later_than_the_tail_has(fitted):
+  """Nothing of the class beyond its tail is lost then."""
+  rng = np.random.default_rng(2)
+  new, more = _features(rng, 3, 1000), _features(rng, 3, 2000)
+  first = extension.add('new', new, fitted, reject_known=0.02)
+  for reject_known in (0.05, 0.3):
+    later = extension.rejecting(first, reject_known)
+    scores = scorer.score(more, fitted, method='crosr')
+    rejected = scores._replace(
+      prediction=np.full_like(scores.prediction, types.UNKNOWN)
+    )
+    taken = extension.score(rejected, more, later).prediction == 3
+    assert 0.9 < taken.mean() < 0.98
