@@ -125,9 +125,11 @@ def rejecting(added: Extension, reject_known: float) -> Extension:
   to nothing has it where the CDF is nearly 1: the odds of 1 have no end.
   """
   limit = 1.0 - reject_known / added.share
-  # Of a Weibull that begins one before its tail, which is well inside a class.
+  # A tail's smallest distance lies 1 above loc, where the CDF is above 0: less
+  # would be well inside the class.
   beginning = weibull.cdf(added.loc + 1.0, added.shape, added.loc, added.scale)
-  limit = np.clip(np.maximum(limit, beginning), 0.0, 1.0 - _LEAST_LIMIT)
+  limit = np.maximum(limit, beginning)
+  limit = np.clip(limit, _LEAST_LIMIT, 1.0 - _LEAST_LIMIT)
   return added._replace(limit=limit)
 
 

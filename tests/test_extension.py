@@ -147,6 +147,21 @@ def test_as_many_are_lost_as_was_asked_for(fitted, count, reject_known):
   assert np.mean(lost) == pytest.approx(reject_known, rel=0.5, abs=0.015)
 
 
+@pytest.mark.parametrize('reject_known', [0.05, 0.3])
+def test_no_more_than_the_tail_is_lost_later(fitted, reject_known):
+  rng = np.random.default_rng(2)
+  first = extension.add(
+    'new', _features(rng, 3, 1000), fitted, reject_known=0.02
+  )
+  np.testing.assert_allclose(first.share, 0.05)
+  later = extension.rejecting(first, reject_known)
+  fresh = _features(rng, 3, 2000)
+  scores = scorer.score(fresh, fitted)
+  rejected = scores.prediction == types.UNKNOWN
+  decided = extension.score(scores, fresh, later).prediction[rejected]
+  assert 0.02 < np.mean(decided == types.UNKNOWN) < 0.1
+
+
 @pytest.mark.filterwarnings('error')
 def test_a_share_next_to_nothing(fitted, added):
   rng = np.random.default_rng(3)
@@ -416,18 +431,3 @@ def test_command(digits_copy, sevens, tmp_path, run_command):
   done = run('add_class', '--name=x', f'--workdir={folder}', str(folder))
   assert 'model.json is missing' in done.stderr
   assert sorted(folder.iterdir()) == before
-
-
-def test_more_may_be_asked_for_later_than_the_tail_has(fitted):
-  """Nothing of the class beyond its tail is lost then."""
-  rng = np.random.default_rng(2)
-  new, more = _features(rng, 3, 1000), _features(rng, 3, 2000)
-  first = extension.add('new', new, fitted, reject_known=0.02)
-  for reject_known in (0.05, 0.3):
-    later = extension.rejecting(first, reject_known)
-    scores = scorer.score(more, fitted, method='crosr')
-    rejected = scores._replace(
-      prediction=np.full_like(scores.prediction, types.UNKNOWN)
-    )
-    taken = extension.score(rejected, more, later).prediction == 3
-    assert 0.9 < taken.mean() < 0.98
