@@ -21,7 +21,7 @@ import train_step
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from crosr_jax import features, scorer, sharding, types, weibull
+from crosr_jax import exported, features, scorer, types, weibull
 
 BATCHES = (1, 64, 1024)
 
@@ -79,7 +79,7 @@ def _cases(name, model, image):
     logits, latent, *_ = features.traced(net, variables, image)
     return scorer.traced(logits, latent, None, model, method='crosr', alpha=10)
 
-  options = sharding.compiler_options(jax.default_backend())
+  options = exported.compiler_options(jax.default_backend())
   program = jax.jit(run, compiler_options=options)
   cases = {'ours': lambda: [np.asarray(x) for x in program(image)]}
   try:

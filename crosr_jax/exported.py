@@ -8,16 +8,21 @@ A file is a line that names its kind, the length of its header, the header in
 JSON, and a function as `jax.export` writes it. Nothing else in it is run.
 """
 
+import functools
 import hashlib
 import json
 import struct
 from typing import Any
 
+import jax
 import jax.export
 import numpy as np
 
 MAGIC = b'crosr_jax exported model\n'
 FORMAT = 2
+# Images that are asked about at once where a file of before does not tell.
+_MOST_ROWS = 256
+_ON_ALL_CORES = {'xla_cpu_experimental_ynn_fusion_type': ''}
 
 
 class Exported:
@@ -26,22 +31,55 @@ class Exported:
   def __init__(self, header: dict[str, Any], function: Any):
     """Of what `load` read."""
     self.header = header
-    self._function = function
+    self._most_rows = int(header.get('most_rows', _MOST_ROWS))
+    self._run = jax.jit(
+      function.call, compiler_options=compiler_options(jax.default_backend())
+    )
 
   def __call__(self, image: Any) -> tuple[Any, Any, Any]:
-    """Answers for images.
+    """Answers for images, however many: some of them at a time.
 
     Args:
-      image: [N, H, W, C] uint8, N at least 1; H, W, C as the header's
-        image_shape has them.
+      image: [N, H, W, C] uint8; H, W, C as the header's image_shape has them.
 
     Returns:
       probability [N, K+1], its last column unknown; unknown_score [N], higher =
       more unknown; prediction [N], -1 = unknown, else a position in the
       header's class_names.
     """
-    found = self._function.call(np.asarray(image))
-    return tuple(np.asarray(x) for x in found)  # type: ignore[return-value]
+    image = np.asarray(image)
+    # Filled up to powers of two, or every other number would be compiled for.
+    rows = min(1 << max(len(image) - 1, 0).bit_length(), self._most_rows)
+    found = []
+    for start in range(0, max(len(image), 1), rows):
+      block = image[start : start + rows]
+      padded = np.zeros((rows, *block.shape[1:]), block.dtype)
+      padded[: len(block)] = block
+      found.append([np.asarray(x)[: len(block)] for x in self._run(padded)])
+    probability, unknown_score, prediction = map(
+      np.concatenate, zip(*found, strict=True)
+    )
+    return probability, unknown_score, prediction
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, str]:
+  """What XLA should be told when it compiles a net.
+
+  It takes convolutions on CPU from one of two libraries. The one it prefers
+  computes the gradient of a kernel on one core, and most nets slower; and each
+  rounds in its own way, so all programs take the same.
+  """
+  if platform != 'cpu':
+    return {}
+  try:
+    jax.jit(lambda: 0.0, compiler_options=_ON_ALL_CORES)()
+  except jax.errors.JaxRuntimeError as error:
+    if 'No such compile option' not in str(error):
+      raise
+    # Of a version that has no such library.
+    return {}
+  return _ON_ALL_CORES
 
 
 def checksum(header: dict[str, Any], body: bytes) -> str:

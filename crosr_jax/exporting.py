@@ -38,6 +38,7 @@ def pack(model: openset.OpenSetModel, card: Mapping[str, Any]) -> bytes:
     'format': exported.FORMAT,
     **_facts(model),
     'platforms': list(PLATFORMS),
+    'most_rows': features.most_rows(model.net, (0, *model.image_shape)),
     'readers': (
       f'jax {jax.__version__}, which wrote it, and later ones: JAX promises to '
       'read what it exports for six months at least'

@@ -23,12 +23,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from crosr_jax import distributed, types
+from crosr_jax import distributed, exported, types
 from crosr_jax.models import layers
 
 PARALLEL = ('pmap', 'shard_map')
-
-_ON_ALL_CORES = {'xla_cpu_experimental_ynn_fusion_type': ''}
 
 # Of a process, that are gathered at a time: every device holds those of all.
 _MOST_BYTES = 1 << 24
@@ -120,7 +118,7 @@ def engine(
   def compiled(count: int, *arguments: Any) -> jax.stages.Compiled:
     mapped = way.mapped(one if count == 1 else several, count)
     return mapped.lower(*arguments).compile(
-      compiler_options=compiler_options(platform)
+      compiler_options=exported.compiler_options(platform)
     )
 
   def prepared(state: Any, batches: Sequence[Any]) -> tuple[Any, Any]:
@@ -241,25 +239,6 @@ def _of_first_device(tree: Any) -> Any:
   return jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))
 
 
-@functools.cache
-def compiler_options(platform: str) -> dict[str, str]:
-  """What XLA should be told when it compiles a net.
-
-  It takes convolutions on CPU from one of two libraries. The one it prefers
-  computes the gradient of a kernel on one core, and most nets slower.
-  """
-  if platform != 'cpu':
-    return {}
-  try:
-    jax.jit(lambda: 0.0, compiler_options=_ON_ALL_CORES)()
-  except jax.errors.JaxRuntimeError as error:
-    if 'No such compile option' not in str(error):
-      raise
-    # Of a version that has no such library.
-    return {}
-  return _ON_ALL_CORES
-
-
 def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Compiles fn(variables, image), rows spread over this process's devices.
 
@@ -271,7 +250,7 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
     fn,
     in_shardings=(whole, rows),
     out_shardings=rows,
-    compiler_options=compiler_options(jax.default_backend()),
+    compiler_options=exported.compiler_options(jax.default_backend()),
   )
   # Of several processes, JAX would not take NumPy for rows of this one.
   return lambda variables, image: compiled(

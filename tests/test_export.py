@@ -61,10 +61,34 @@ def test_answers_as_the_project_does(tmp_path, workdir, image):
   for count in (1, 2, 77, len(image)):
     _compare(found, model, image[:count])
   header = found.header
+  assert header['most_rows'] == 256 < len(image)
+  for answer, wanted in zip(found(image[:0]), found(image), strict=True):
+    assert answer.shape == (0, *wanted.shape[1:])
+    assert answer.dtype == wanted.dtype
   assert header['class_names'] == list('0123456')
   assert header['image_shape'] == [8, 8, 1]
   assert header['platforms'] == ['cpu', 'cuda', 'tpu']
   assert header['card'] == {'about': 'a test'}
+
+
+def test_as_the_project_compiles_it(tmp_path, workdir, image, monkeypatch):
+  """Of XLA's two libraries of convolutions each rounds in its own way."""
+  told = []
+  jit = jax.jit
+
+  def spied(fn, **kwargs):
+    told.append(kwargs.get('compiler_options'))
+    return jit(fn, **kwargs)
+
+  model = openset.load(workdir)
+  monkeypatch.setattr(jax, 'jit', spied)
+  _loaded(tmp_path, model)
+  assert told[-1] == exported.compiler_options('cpu')
+
+
+def test_a_file_of_before_tells_of_no_rows(workdir, image):
+  model = openset.load(workdir)
+  _compare(exported.Exported({}, exporting.function(model)), model, image)
 
 
 def test_every_decision(tmp_path, workdir, image):

@@ -11,7 +11,7 @@ from conftest import AS_FOR_USERS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosr_jax import checkpoint, loop, sharding
+from crosr_jax import checkpoint, exported, loop, sharding
 
 _WORDS = loop.Words('training', ('loss',), 'Do better')
 
@@ -98,7 +98,7 @@ def test_two_programs_and_none_is_compiled_in_the_loop(
 def test_steps_of_a_program_are_steps(tmp_path, monkeypatch, parallel):
   # Bit for bit where it is compiled as for users.
   monkeypatch.setattr(
-    sharding, 'compiler_options', lambda platform: AS_FOR_USERS
+    exported, 'compiler_options', lambda platform: AS_FOR_USERS
   )
   one, four = (
     _run(

@@ -13,6 +13,7 @@ from scipy import stats
 
 from crosr_jax import (
   checkpoint,
+  exported,
   loop,
   mixing,
   models,
@@ -419,11 +420,11 @@ def options(monkeypatch):
   """Sets what XLA is told."""
 
   def change(value):
-    monkeypatch.setattr(sharding, '_ON_ALL_CORES', value)
-    sharding.compiler_options.cache_clear()
+    monkeypatch.setattr(exported, '_ON_ALL_CORES', value)
+    exported.compiler_options.cache_clear()
 
   yield change
-  sharding.compiler_options.cache_clear()
+  exported.compiler_options.cache_clear()
 
 
 def test_both_libraries_of_convolutions_train_alike(options):
@@ -435,12 +436,12 @@ def test_both_libraries_of_convolutions_train_alike(options):
 
 def test_an_option_that_this_version_lacks_is_left_out(options):
   options({'xla_no_such_option': 'x'})
-  assert sharding.compiler_options('cpu') == {}
-  assert sharding.compiler_options('gpu') == {}
+  assert exported.compiler_options('cpu') == {}
+  assert exported.compiler_options('gpu') == {}
   # An option that is there, with a value that it cannot have.
   options({'xla_cpu_parallel_codegen_split_count': 'many'})
   with pytest.raises(jax.errors.JaxRuntimeError):
-    sharding.compiler_options('cpu')
+    exported.compiler_options('cpu')
 
 
 @pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
