@@ -81,6 +81,8 @@ _CELLS = 1 << 17
 # Those of a piece of a block: more, as between any two operations on them
 # threads wait for Python's lock.
 _PIECE = 3 << 16
+# Of a float64: sign, exponent and 24 binary digits.
+_HIGH_DIGITS = np.uint64(2**64 - 2**29)
 # Distances that differ by less of themselves are equal.
 _ROUNDING = 3e-14
 # More of a distance than this should not be what float32 makes of it.
@@ -613,6 +615,12 @@ class _Piece(NamedTuple):
     """[n]: whether the own logit is the largest."""
     return np.argmax(self.parts[0], axis=1) == self.label
 
+  def first_fine(self) -> int:
+    """Column of the vectors from which on they are finer than float32."""
+    is_coarse = [np.can_cast(part.dtype, np.float32) for part in self.parts]
+    widths = [part.shape[1] for part in self.parts]
+    return sum(widths[: [*is_coarse, False].index(False)])
+
   def vectors(self) -> np.ndarray:
     """[n, D] float64, in the first half of the memory."""
     a = self.memory[0, : len(self.label)]
@@ -993,65 +1001,77 @@ def _class_means(
   blocks: Blocks, vector: str, everyone: Everyone
 ) -> tuple[np.ndarray, np.ndarray, int]:
   """Correct samples per class, [K], their means, [K, D], and L."""
-  shift: Any = None
+  # Column from which on there are more digits than float32 has.
+  fine: list[int] = []
 
-  def sums(piece: _Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    nonlocal shift
+  def sums(piece: _Piece) -> tuple[np.ndarray, ...]:
     right = piece.is_correct()
     # What is wrong has to be finite as well.
     finite = right.all() or _is_finite(piece.rows(~right).vectors())
-    if shift is None:
-      # Sums around the first piece's mean keep digits far from 0. Where that is
-      # of float32, float64 has enough to spare.
-      a = piece.vectors()
-      shift = np.zeros(a.shape[1])
-      with np.errstate(invalid='ignore', over='ignore'):
-        if not np.array_equal(a.astype(np.float32), a):
-          shift = a.mean(axis=0)
+    if not fine:
+      fine.append(piece.first_fine())
     kept = piece.rows(right)
     a = kept.vectors()
-    if shift.any():
-      with np.errstate(invalid='ignore'):
-        a -= shift
+    low = _low_digits(a[:, fine[0] :], kept.memory[1, : len(a), fine[0] :])
     classes, found = _sums(kept.label, a)
-    if not (finite and _is_finite(found)):
+    _, found_low = _sums(kept.label, low)
+    if not (finite and _is_finite(found) and _is_finite(found_low)):
       _check_finite(piece.vectors(), 'features')
-    return kept.label, classes, found
+    return kept.label, classes, found, found_low
 
-  count, total, width = np.zeros(0, np.int64), np.zeros((0, 0)), 0
-  for (label, classes, found), shape in _each(blocks, vector, sums):
+  count, width = np.zeros(0, np.int64), 0
+  total, low = np.zeros((2, 0, 0))
+  for (label, classes, *found), shape in _each(blocks, vector, sums):
     if not len(count):
       width = shape[1]
       count = np.zeros(shape[0], np.int64)
       total = np.zeros((shape[0], shape[2]))
+      low = np.zeros((shape[0], shape[2] - fine[0]))
     count += np.bincount(label, minlength=len(count))
+    rows: Any = classes
     if len(classes) and classes[-1] - classes[0] == len(classes) - 1:
       # Of neighbours: without a copy.
-      total[classes[0] : classes[-1] + 1] += found
-    else:
-      total[classes] += found
-  sizes = np.array([[len(count), width, total.shape[1]]])[: len(count)]
-  sizes = np.concatenate(everyone(sizes))
+      rows = slice(classes[0], classes[-1] + 1)
+    total[rows] += found[0]
+    low[rows] += found[1]
+  own = [[len(count), width, total.shape[1], *fine]] if fine else []
+  sizes = np.concatenate(everyone(np.array(own, np.int64).reshape(-1, 4)))
   if not len(sizes):
     raise types.UserError('no features to fit on: there is no sample')
-  if np.any(sizes != sizes[0]):
+  if np.any(sizes[:, :3] != sizes[0, :3]):
     raise types.UsageError(
       'features of the processes differ: classes, latent width and vector '
-      f'width are {sizes.tolist()}'
+      f'width are {sizes[:, :3].tolist()}'
     )
-  if not len(count):
+  num_classes, width, vector_width = sizes[0, :3].tolist()
+  first = int(sizes[:, 3].min())
+  if not fine:
     # Of a process without a sample.
-    width = int(sizes[0, 1])
-    count, total = np.zeros(sizes[0, 0], np.int64), np.zeros(sizes[0, [0, 2]])
-  own = np.zeros((0, total.shape[1])) if shift is None else shift[None]
-  shift = np.concatenate(everyone(own))[0]
-  if len(own) and np.any(own[0] != shift):
-    total += count[:, None] * (own[0] - shift)
-  count, total = _sum(count, everyone), _sum(total, everyone)
+    count = np.zeros(num_classes, np.int64)
+    total, low = np.zeros((num_classes, vector_width)), np.zeros((0, 0))
+  if low.shape != (num_classes, vector_width - first):
+    # Another process has more of them.
+    more = np.zeros((num_classes, vector_width - first))
+    more[: len(low), more.shape[1] - low.shape[1] :] = low
+    low = more
+  count, total, low = (_sum(x, everyone) for x in (count, total, low))
   # In place: of 20,000 classes, one more copy is gigabytes.
+  total[:, first:] += low
   total /= np.maximum(count, 1)[:, None]
-  total += shift
   return count, total, width
+
+
+def _low_digits(a: np.ndarray, out: np.ndarray) -> np.ndarray:
+  """Takes from a [N, D], and gives, what float32 has no digits for.
+
+  Of float32's 24 bits float64 sums half a billion without an error: what it
+  loses of finer ones are their last digits, wherever 0 is.
+  """
+  np.bitwise_and(a.view(np.uint64), _HIGH_DIGITS, out=out.view(np.uint64))
+  with np.errstate(invalid='ignore'):
+    np.subtract(a, out, out=out)
+    a -= out
+  return out
 
 
 def _counts(

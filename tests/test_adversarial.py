@@ -186,6 +186,7 @@ def test_tails_by_a_root_finder(steps, unit, offset):
 
 
 @settings(max_examples=60)
+@example(404, 1e6, 0.0)
 @given(
   st.integers(0, 1000),
   st.sampled_from([1e-30, 1e-12, 1.0, 1e6, 1e15]),
