@@ -101,7 +101,7 @@ def test_published_figures_are_for_the_published_protocol_alone():
 
 def _report(sets=('omniglot',), **values):
   """A report.json; values: method -> number for every reading, or a dict."""
-  entry = {'n_known': 10, 'n_unknown': 20}
+  entry = {'n_known': 10_000, 'n_unknown': 10_000}
   for method, value in values.items():
     found = value if isinstance(value, dict) else {}
     plain = 0.5 if isinstance(value, dict) else value
@@ -119,6 +119,24 @@ def _report(sets=('omniglot',), **values):
 
 def _case(system, report, seed=0, split=None):
   return rows.Case(system, seed, split, report, f'{system}/seed{seed}')
+
+
+def test_published_f1_stands_beside_as_many_samples_alone(tmp_path):
+  report = _report(('omniglot', 'mnist_noise'), openmax=0.9)
+  fewer = json.loads(json.dumps(report))
+  fewer['unknown']['omniglot']['n_unknown'] = 100
+  cases = [
+    _case('supervised', report, 0), _case('supervised', fewer, 1)
+  ]  # fmt: skip
+  result = _write(tmp_path, cases)
+  row = rows.find(result, 'supervised', 'openmax')
+  assert set(row['paper']) == {'mnist_noise'}
+  assert 'omniglot' not in ' '.join(result['published_sentences'])
+  (note,) = [note for note in result['notes'] if 'do not compare' in note]
+  assert note == (
+    'Published F1 figures are of 10,000 known and 10,000 unknown samples, ours '
+    'of omniglot are not: they do not compare.'
+  )
 
 
 def test_mean_and_sample_deviation_over_seeds():
@@ -293,6 +311,7 @@ def test_published_figures_stand_in_their_own_reading_alone(tmp_path):
   )
   cases = [_case('supervised', report), _case('gan', None)]
   result = _write(tmp_path, cases)
+  assert not [note for note in result['notes'] if 'do not compare' in note]
   (sentence,) = result['published_sentences']
   assert 'above it on omniglot (.700 here, .680 there)' in sentence
   assert 'below it on mnist_noise (.700 here, .720 there)' in sentence
@@ -799,7 +818,7 @@ def test_runs_of_several_sizes_and_nets_are_told_so(tmp_path):
   )  # fmt: skip
   assert result['facts'] == [
     '3 to 4 known classes, 3 steps each, on cpu.',
-    'mnist_unknown: 5,848 to 5,971 known and 20 unknown samples.',
+    'mnist_unknown: 5,848 to 5,971 known and 10,000 unknown samples.',
     'b: 5,848 to 5,971 known and 20 to 21 unknown samples.',
   ]
   assert result['systems'][0]['parameters'] is None

@@ -59,6 +59,9 @@ NUM_SPLITS = 5
 
 _MNIST = ('omniglot', 'mnist_noise', 'noise')
 _CIFAR10 = ('imagenet_crop', 'imagenet_resize', 'lsun_crop', 'lsun_resize')
+# Of which the F1 figures are, known and unknown ones: F1 depends on how many
+# there are of either.
+_COUNT = 10_000
 # Macro F1, half: by benchmark, then system and method.
 _F1: dict[str, tuple[tuple[str, ...], dict]] = {
   'mnist': (
@@ -171,6 +174,35 @@ def benchmark(
 def compares(by: str, num_labels: int) -> bool:
   """Whether a mean of so many (`by` 'seed' or 'split') is as the published."""
   return by == 'seed' or num_labels == NUM_SPLITS
+
+
+def counts(key: str, entry: Mapping) -> bool:
+  """Whether an unknown set was scored on as many samples as the published.
+
+  Args:
+    key: of the benchmark.
+    entry: of the set, in a report. AUROC asks for no number.
+  """
+  found = entry.get('n_known'), entry.get('n_unknown')
+  return key not in _F1 or found == (_COUNT, _COUNT)
+
+
+def other_counts(key: str, reports: Iterable[Mapping]) -> list[str]:
+  """A note where published figures are left out for that."""
+  found = sorted(
+    {
+      name
+      for report in reports
+      for name, entry in report['unknown'].items()
+      if name in sets(key) and not counts(key, entry)
+    }
+  )
+  if not found:
+    return []
+  return [
+    f'Published F1 figures are of {_COUNT:,} known and {_COUNT:,} unknown '
+    f'samples, ours of {", ".join(found)} are not: they do not compare.'
+  ]
 
 
 def unlike(reports: Iterable[Mapping]) -> list[str]:

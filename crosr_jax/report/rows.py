@@ -97,6 +97,13 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
   sets = _sets(cases, benchmark)
   wanted = {case.system for case in cases}
   figures = published.figures(benchmark)
+  # Where any run has another number of samples, no mean compares.
+  other = {
+    name
+    for case in cases
+    for name, entry in ((case.report or {}).get('unknown') or {}).items()
+    if not published.counts(benchmark, entry)
+  }
   rows = []
   for spec in SPECS:
     if spec.system not in wanted:
@@ -111,7 +118,7 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
     paper = {
       name: figure._asdict()
       for name, figure in figures.get((spec.system, spec.method), {}).items()
-      if name in sets
+      if name in sets and name not in other
     }
     rows.append({**spec._asdict(), 'unknown': unknown, 'paper': paper})
   return {

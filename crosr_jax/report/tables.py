@@ -122,20 +122,20 @@ def glance(report: dict) -> Table:
 def beside(report: dict) -> Table | None:
   """Ours beside what was published of the same system, in its reading.
 
-  None where nothing was, or but the mean of class splits of which this is one.
+  None where nothing was, or but the mean of class splits of which this is one;
+  without sets of which there are more samples, or fewer, than there.
   """
-  config = report.get('config') or {}
-  data, evaluation = config.get('data') or {}, config.get('evaluation') or {}
+  data = (report.get('config') or {}).get('data') or {}
   by = 'split' if data.get('splits') else 'seed'
   if not published.compares(by, 1):
     return None
-  key = published.benchmark(
-    data.get('name', ''),
-    data.get('unknown_classes', ()),
-    data.get('splits', ()),
-    evaluation.get('cifar100_splits', ()),
-  )
-  names = [name for name in published.sets(key) if name in report['unknown']]
+  key = _benchmark(report)
+  names = [
+    name
+    for name in published.sets(key)
+    if name in report['unknown']
+    and published.counts(key, report['unknown'][name])
+  ]
   rows: list[tuple[str, list[Cell]]] = []
   readings: dict[str, None] = {}
   for (system, method), figures in published.figures(key).items():
@@ -161,8 +161,24 @@ def beside(report: dict) -> Table | None:
 
 
 def differences(report: dict) -> list[str]:
-  """Notes for what `beside` sets side by side."""
-  return published.unlike([report]) if beside(report) else []
+  """Notes for what `beside` sets side by side, and for what it leaves out."""
+  key = _benchmark(report)
+  systems = {system for system, _ in published.figures(key)}
+  found = published.unlike([report]) if beside(report) else []
+  if report.get('system') in systems:
+    found += published.other_counts(key, [report])
+  return found
+
+
+def _benchmark(report: dict) -> str:
+  config = report.get('config') or {}
+  data, evaluation = config.get('data') or {}, config.get('evaluation') or {}
+  return published.benchmark(
+    data.get('name', ''),
+    data.get('unknown_classes', ()),
+    data.get('splits', ()),
+    evaluation.get('cifar100_splits', ()),
+  )
 
 
 def summary(report: dict) -> list[tuple[str, str]]:
