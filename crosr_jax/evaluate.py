@@ -96,6 +96,11 @@ def main() -> None:
       f'--workdir, those of --features={_FEATURES.value} may be of another; '
       'leave one out, or put the features of unknown sets into the file'
     )
+  if _MAX_UNKNOWN.present and not _UNKNOWN.value:
+    raise types.UsageError(
+      f'--max_unknown={_MAX_UNKNOWN.value} is of --unknown, and there is none: '
+      'sets that a run or a file has are scored whole; leave it out'
+    )
   if _MAX_UNKNOWN.value < 1:
     raise types.UsageError(
       f'--max_unknown={_MAX_UNKNOWN.value}: at least 1 is needed'
@@ -222,6 +227,8 @@ def _with_unknown(known: _Known, workdir: pathlib.Path) -> _Known:
     max_unknown=_MAX_UNKNOWN.value,
     seed=known.info['evaluation_seed'],
     data_dir=cli.path_of_data(_DATA_DIR),
+    # A set of the same name is the same one.
+    classes=known.info.get('unknown_classes', {}),
   )
   for found in skipped:
     line = cli.in_line(f'left out: {found.path}: {found.reason}')
@@ -255,7 +262,7 @@ def _result(
     'known_rejected': {part: scored.rejected(part) for part in types.PARTS},
     'unknown_found': {name: scored.rejected(name) for name in sets},
     'unknown': {
-      name: judge.against(scored, name, known.num_classes.get(name, 1))
+      name: judge.against(scored, name, known.num_classes.get(name))
       for name in sets
     },
     'notes': [

@@ -157,13 +157,15 @@ def decide(
   return decision, choice.threshold(held_out.unknown_score, share)
 
 
-def against(scored: Scored, name: str, num_classes: int) -> dict[str, Any]:
+def against(
+  scored: Scored, name: str, num_classes: int | None
+) -> dict[str, Any]:
   """Figures of every method against one unknown set.
 
   Args:
     scored: with that set among its parts.
     name: of the set.
-    num_classes: that it counts for in openness.
+    num_classes: that it counts for in openness; None = nobody knows.
   """
   test, unknown = scored.parts['test'], scored.parts[name]
   figures = {
@@ -181,7 +183,9 @@ def against(scored: Scored, name: str, num_classes: int) -> dict[str, Any]:
   return {
     'n_known': len(test.label),
     'n_unknown': num_unknown,
-    'openness': metrics.openness(test.logits.shape[1], num_classes),
+    'openness': None
+    if num_classes is None
+    else metrics.openness(test.logits.shape[1], num_classes),
     'ceiling_f1': metrics.ceiling_f1(
       closed(test), test.label, num_unknown, test.logits.shape[1]
     ),

@@ -786,6 +786,11 @@ def _model_info(
     'unknown_sets': {
       name: found.num_classes for name, found in benchmark.unknown.items()
     },
+    'unknown_classes': {
+      name: found.classes
+      for name, found in benchmark.unknown.items()
+      if found.classes
+    },
     'evaluation_seed': config.data.evaluation_seed,
     'source_step': trained.evaluated_step,
     'config_sha256': _digest(config),

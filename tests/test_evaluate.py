@@ -135,8 +135,9 @@ def test_unknowns_of_a_folder(digits_run, evaluate, tmp_path):
     ).stdout
   )
   for name, row in again['unknown'].items():
-    for method, figures in _figures(row).items():
-      del figures  # openness counts one class for a set of a file
+    # Of how many classes a set of a file is, nobody knows.
+    assert row['openness'] is None
+    for method in _figures(row):
       assert row[method]['auroc'] == pytest.approx(
         found[name][method]['auroc'], abs=1e-6
       )
@@ -338,7 +339,8 @@ def test_mistakes(workdir, evaluate, tmp_path):
     ((run, '--unknown=mnist_noise:sum'), 2, 'made of known test images'),
     ((run, '--unknown=noise:foo'), 2, '--unknown: recipe of noise must be'),
     ((run, '--unknown=cifar100'), 2, '--unknown: cifar100 has images of'),
-    ((run, '--max_unknown=0'), 2, 'max_unknown'),
+    ((run, '--unknown=noise', '--max_unknown=0'), 2, 'at least 1 is needed'),
+    ((run, '--max_unknown=9'), 2, '--max_unknown=9 is of --unknown, and there'),
     ((run, '--tail=-3'), 2, 'tail'),
     (
       (run, '--vector=joint', '--margin=1'),

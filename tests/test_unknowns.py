@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosr_jax import types
+from crosr_jax import data, types
 from crosr_jax.data import duplicates, sources, unknowns
 
 _NOWHERE = pathlib.Path('/nowhere')
@@ -226,12 +226,23 @@ def test_classes_of_a_set(colours):
     made['cifar100'].image, colours[0][[0, 2, 3, 5]]
   )
   assert made['cifar100'].num_classes == 2
+  assert made['cifar100'].classes == (0, 2) and not made['lsun_crop'].classes
   assert made['cifar100'].recipe.endswith('; classes 0, 2 alone')
   assert len(made['lsun_crop'].image) == 6
   assert made['lsun_crop'].num_classes == 10
   # The sample is drawn from the chosen classes.
   few = _make(known, 'cifar100', classes={'cifar100': (1,)}, max_unknown=1)
   assert any((few['cifar100'].image[0] == colours[0][[1, 4]]).all((1, 2, 3)))
+
+
+def test_sets_for_a_finished_run_are_of_its_classes(colours):
+  """As `evaluate --unknown` makes them."""
+  made, _ = data.unknown_sets(
+    ['lsun_crop', 'cifar100'], (32, 32, 3), 4, max_unknown=10, seed=0,
+    data_dir=_NOWHERE, classes={'cifar100': [0, 2], 'omniglot': [1]},
+  )  # fmt: skip
+  assert (made['cifar100'].num_classes, len(made['cifar100'].image)) == (2, 4)
+  assert len(made['lsun_crop'].image) == 6
 
 
 @pytest.mark.parametrize(

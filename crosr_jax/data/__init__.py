@@ -319,6 +319,7 @@ def unknown_sets(
   max_unknown: int,
   seed: int,
   data_dir: pathlib.Path,
+  classes: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, unknowns.Unknown], list[folder.Skipped]]:
   """Unknown sets for known samples that are not at hand.
 
@@ -329,6 +330,7 @@ def unknown_sets(
     max_unknown: samples of a set at most; a shorter one is used whole.
     seed: of what is drawn.
     data_dir: where prepared data sets are.
+    classes: see unknowns.make; of sets that are not asked for nothing.
 
   Returns:
     The sets by their names in reports, and the files that were left out.
@@ -357,6 +359,11 @@ def unknown_sets(
     max_unknown=max_unknown,
     seed=seed,
     data_dir=data_dir,
+    classes={
+      name: positions
+      for name, positions in classes.items()
+      if name in (entry.partition(':')[0] for entry in entries)
+    },
     field='--unknown',
   )
   skipped = _add_folders(

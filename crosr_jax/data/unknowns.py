@@ -27,6 +27,7 @@ class Unknown(NamedTuple):
   image: types.Array  # [N, H, W, C] uint8, in memory or images.ImageFiles
   num_classes: int  # that it counts for in openness; a noise set is one
   recipe: str  # how it was made
+  classes: tuple[int, ...] = ()  # that it is restricted to; none = all
 
 
 class Recipe(NamedTuple):
@@ -104,7 +105,7 @@ def make(
       text += f'; classes {", ".join(map(str, positions))} alone'
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     image = chosen.make(start[found.start], known.shape[1:], generator)
-    made[key] = Unknown(image, num_classes, text)
+    made[key] = Unknown(image, num_classes, text, tuple(positions))
   return made
 
 
