@@ -16,6 +16,7 @@ A Weibull's median tells what to expect: if held-out samples are as far out as
 those fitted, a tail share of s rejects s / 2.
 """
 
+import math
 import numbers
 from collections.abc import Sequence
 
@@ -139,6 +140,22 @@ def threshold(held_out: np.ndarray, reject_known: float) -> float:
   halfway = (kept + float(above.min())) / 2
   # Scores are of float32: between two neighbours there is none.
   return halfway if np.float32(halfway) < above.min() else kept
+
+
+def too_few(num_held_out: int, reject_known: float) -> str:
+  """What to know of a `threshold` of so few samples; '' = they are enough.
+
+  A new sample is as likely as any of n others to be the farthest of all n + 1,
+  so it lies beyond the n with a chance of 1 / (n + 1), whatever was asked for.
+  """
+  beyond = 1 / (num_held_out + 1)
+  if beyond <= reject_known:
+    return ''
+  return (
+    f'{num_held_out:,} known samples held out for the threshold are too few to '
+    f'keep to {reject_known:.1%}: of new ones {beyond:.1%} lie beyond all of '
+    f'them. It takes {math.ceil(1 / reject_known - 1e-9) - 1:,}'
+  )
 
 
 def check_recipe(

@@ -48,6 +48,7 @@ class Diagnosis(NamedTuple):
   rows: list[ClassRow]
   rejected: dict[str, float]  # share of each part, unknown sets too
   accuracy: dict[str, float]  # closed-set, of each known part
+  sizes: dict[str, int]  # samples of each known part
   dead: int  # coordinates that (nearly) never moved in training
   width: int
   decision: str
@@ -94,6 +95,7 @@ def examine(
     rows=rows,
     rejected={x: scored.rejected(x) for x in (*types.PARTS, *unknown)},
     accuracy=accuracy,
+    sizes={part: len(scored.parts[part].label) for part in accuracy},
     dead=int(model.dead.sum()),
     width=len(model.dead),
     decision=scored.decision,
@@ -190,8 +192,17 @@ def _findings(
 ) -> list[str]:
   """One sentence or two for everything that is odd."""
   told = []
-  rejected = found.rejected['calibrate']
-  if rejected > _OFF * reject_known:
+  # A threshold keeps to it where it was found: others tell.
+  is_own = found.decision == 'calibrated'
+  rejected = found.rejected['select' if is_own else 'calibrate']
+  if is_own and _is_more(rejected, found.sizes['select'], reject_known):
+    told.append(
+      f'{rejected:.1%} of the known samples held out for choices are called '
+      f'unknown, {reject_known:.1%} was asked for: the threshold of '
+      f'{found.sizes["calibrate"]:,} others does not keep to it. Hold more out '
+      '(data.calibrate_share).'
+    )
+  if not is_own and rejected > _OFF * reject_known:
     told.append(
       f'{rejected:.1%} of the known samples held out are called unknown, '
       f'{reject_known:.1%} was asked for. The decision "calibrated" keeps to '
@@ -273,6 +284,12 @@ def _findings(
         '(scorer.decision).'
       )
   return told
+
+
+def _is_more(share: float, count: int, asked: float) -> bool:
+  """Whether a share of `count` samples is above what chance makes of asked."""
+  chance = 3 * np.sqrt(asked * (1 - asked) / count)
+  return share > max(_OFF * asked, asked + chance)
 
 
 def _ratio(rows: Sequence[ClassRow]) -> float:

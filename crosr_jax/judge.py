@@ -194,16 +194,20 @@ def against(
 
 
 def promise(scored: Scored, decision: str, reject_known: float) -> list[str]:
-  """What to know where argmax does not reject what was asked for.
+  """What to know where what was asked for is not, or cannot be, kept to.
 
   Args:
     scored: what came of it.
     decision: what was asked for.
     reject_known: share of known samples that might be rejected.
   """
-  if decision not in ('auto', 'argmax'):
-    return []
   found = scored.scores[scored.lead]['calibrate'].prediction
+  few = []
+  if scored.decision == 'calibrated':
+    told = choice.too_few(len(found), reject_known)
+    few = [f'{told} (data.calibrate_share).'] if told else []
+  if decision not in ('auto', 'argmax'):
+    return few
   rejected = float(np.mean(found == types.UNKNOWN))
   if choice.decision(rejected, reject_known) == 'argmax':
     return []
@@ -216,7 +220,8 @@ def promise(scored: Scored, decision: str, reject_known: float) -> list[str]:
     return [f'{told}; the decision "calibrated" would keep to it.']
   return [
     f'{told}: the decision is "calibrated", a threshold that keeps to it. F1 '
-    'argmax is still the reading of argmax.'
+    'argmax is still the reading of argmax.',
+    *few,
   ]
 
 

@@ -204,10 +204,12 @@ class OpenSetModel:
     if self.decision not in ('tpr95', 'calibrated'):
       return _TOLD[self.decision]
     rejected = float(np.mean(self.held_out > self.threshold))
+    share = 0.05 if self.decision == 'tpr95' else self.reject_known
+    few = choice.too_few(len(self.held_out), share)
     return (
       f'{self.decision}, unknown where the unknown score is above '
       f'{self.threshold:.4g}, which rejects {rejected:.1%} of the known images '
-      f'held out ({len(self.held_out):,})'
+      f'held out ({len(self.held_out):,}){"; " if few else ""}{few}'
     )
 
   def save_added(self, workdir: str | os.PathLike) -> None:

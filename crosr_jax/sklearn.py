@@ -4,6 +4,7 @@ n samples, d features, K classes.
 """
 
 import reprlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,9 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     )
     self.threshold_ = np.inf
     if self.reject_known:
+      few = choice.too_few(len(held_out), self.reject_known)
+      if few:
+        warnings.warn(f'{few} (held_out_share).', stacklevel=2)
       self.threshold_ = choice.threshold(
         self.unknown_score(X[held_out]), self.reject_known
       )

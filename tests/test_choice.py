@@ -194,3 +194,40 @@ def test_the_report_says_where_argmax_does_not_keep_to_it(
     assert len(notes) == 1 and told in notes[0]
     assert 'rejects 6.0% of the 100 known samples' in notes[0]
     assert 'asked for was 2.0%' in notes[0]
+
+
+@pytest.mark.parametrize(
+  ('count', 'share', 'needed'),
+  [(16, 0.02, 49), (48, 0.02, 49), (49, 0.02, 0), (18, 0.05, 19), (19, 0.05, 0),
+   (9, 0.1, 0), (0, 0.3, 3)],
+)  # fmt: skip
+def test_too_few_samples_for_a_threshold(count, share, needed):
+  told = choice.too_few(count, share)
+  if not needed:
+    assert told == ''
+  else:
+    assert told.endswith(f'It takes {needed}')
+    assert f'of new ones {1 / (count + 1):.1%} lie beyond' in told
+
+
+def test_new_samples_beyond_all_of_few():
+  """What is told, by drawing it."""
+  rng = np.random.default_rng(0)
+  held_out, new = rng.normal(size=(2, 20_000, 16))
+  lost = [
+    np.mean(x > choice.threshold(known, 0.02))
+    for known, x in zip(held_out, new, strict=True)
+  ]
+  assert np.mean(lost) == pytest.approx(1 / 17, abs=0.002)
+  for decision, count in (('calibrated', 1), ('auto', 2)):
+    scores = types.Scores(
+      np.zeros((16, 2)), np.full(16, types.UNKNOWN), held_out[0]
+    )
+    scored = python_types.SimpleNamespace(
+      lead='crosr', scores={'crosr': {'calibrate': scores}},
+      decision='calibrated',
+    )  # fmt: skip
+    notes = judge.promise(scored, decision, 0.02)
+    assert len(notes) == count
+    assert '16 known samples held out for the threshold are' in notes[-1]
+    assert notes[-1].endswith('It takes 49 (data.calibrate_share).')

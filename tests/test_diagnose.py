@@ -77,6 +77,26 @@ def test_what_is_odd_is_said(generator, fields, words):
   assert 'odd: AUROC' in told or 'spread' in fields or 'shift' in fields
 
 
+def test_a_threshold_of_few_that_does_not_keep_to_it(generator):
+  """Where it was found it always does."""
+  parts = {
+    'train': _part(generator),
+    'select': _part(generator, spread=1.5),
+    'calibrate': _part(generator, 30),
+    'test': _part(generator, spread=1.5),
+  }
+  scored = judge.score(
+    parts, 'abc', **_RECIPE, decision='calibrated', reject_known=0.05
+  )
+  found = diagnosis.examine(scored, 'abc', reject_known=0.05, unknown={})
+  assert found.rejected['calibrate'] <= 0.05
+  (told, *_) = found.findings
+  assert told.startswith(
+    f'{scored.rejected("select"):.1%} of the known samples held out for '
+    'choices are called unknown, 5.0% was asked for: the threshold of 30 others'
+  )
+
+
 def test_nothing_odd_is_said_of_a_good_fit(generator):
   _, _, found = _examine(generator, decision='calibrated')
   assert [x for x in found.findings if not x.startswith('odd: ')] == []
