@@ -275,6 +275,12 @@ def run(
       f'{reason}; mend that and run the same command again',
       types.UserError.exit_code,
     )
+  except MemoryError:
+    _end(
+      'out of memory; end what else runs here, or lower data.image_size, '
+      'train.batch_size or model.width',
+      types.UserError.exit_code,
+    )
   except signals.Terminated as ended:
     signals.end(ended.number)
   except KeyboardInterrupt:

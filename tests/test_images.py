@@ -1,10 +1,12 @@
 """Image files of every kind, and files that are none."""
 
+import errno
 import hashlib
 import io
 import pathlib
 import struct
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -161,6 +163,47 @@ def test_a_transparent_colour_is_white(depth, channels):
   )
   found = images.decode(data, (1, 2, channels))
   np.testing.assert_array_equal(found[0], [[255] * channels, pixels[1]])
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4])
+def test_a_transparent_grey_of_few_bits_is_white(bits):
+  """Two pixels in one byte, grey 0 and the lightest but white."""
+  most = 2**bits - 1
+  light = most - 1 if bits > 1 else most
+  row = bytes([0, light << (8 - 2 * bits)])
+  for clear, expected in ((light, [0, 255]), (0, [255, light * 255 // most])):
+    data = _png(
+      2, 1, row, kind=(bits, 0), clear=np.array(clear, '>u2').tobytes()
+    )
+    found = images.decode(data, (1, 2, 1))
+    np.testing.assert_array_equal(found[0, :, 0], expected)
+
+
+def test_what_the_machine_lacks_is_no_fault_of_an_image(
+  some, tmp_path, monkeypatch
+):
+  """It would be left out of the training, and nobody would look."""
+  paths, _ = some
+  for error in (
+    MemoryError(),
+    OSError(errno.EMFILE, 'Too many open files'),
+    OSError(errno.EIO, 'Input/output error'),
+    OSError(errno.ESTALE, 'Stale file handle'),
+  ):
+
+    def fails(*args, error=error, **kwargs):
+      raise error
+
+    with monkeypatch.context() as patch:
+      patch.setattr(images, '_decoded', fails)
+      with pytest.raises(type(error)):
+        images.read_all(paths, _SHAPE)
+  # That one may not be read is said of it.
+  denied = OSError(errno.EACCES, 'Permission denied')
+  monkeypatch.setattr(images, '_decoded', mock.Mock(side_effect=denied))
+  image, faults = images.read_all(paths, _SHAPE)
+  assert len(faults) == 12 and not len(image)
+  assert 'Permission denied' in faults[0]
 
 
 def bad_files(photo):

@@ -5,6 +5,7 @@ H x W pixels, C channels (1 grey, 3 colour).
 
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from crosr_jax import types
 
@@ -30,7 +31,16 @@ _FOR_STATISTICS = 4096
 _MOST_BYTES = 1 << 27
 # Below it digits fill their square, as scikit-learn's do.
 _WITH_MARGIN = 20
-
+# What the system says of a file; all else it says of the machine, which may be
+# out of memory, of open files or of a network.
+_OF_THE_FILE = (
+  errno.EACCES,
+  errno.EINVAL,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.ENOTDIR,
+  errno.EPERM,
+)
 # It is told as an error, with the file's name; of oddities beside the pixels
 # nothing is.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -64,6 +74,7 @@ def read(path: str | os.PathLike, shape: Sequence[int]) -> np.ndarray:
 
   Raises:
     ImageError: where it is none, or damaged, or too large.
+    OSError, MemoryError: where it is not the file that is at fault.
   """
   with _told():
     if not os.path.getsize(path):
@@ -109,6 +120,7 @@ def _decoded(
         f'it claims {picture.width} x {picture.height} pixels, more than '
         f'{most_pixels:,}'
       )
+    _enlarge_transparent_grey(picture)
     if is_drawing and channels == 1:
       share = 20 / 28 if min(height, width) >= _WITH_MARGIN else 1.0
       ink = np.asarray(_plain(picture, 'L'))
@@ -119,6 +131,15 @@ def _decoded(
       _plain(_upright(picture), 'L' if channels == 1 else 'RGB'),
       (width, height),
     )
+
+
+def _enlarge_transparent_grey(picture: ImageFile.ImageFile) -> None:
+  """A transparent grey of 2 or 4 bits, as which Pillow gives pixels of 8."""
+  clear = picture.info.get('transparency')
+  if picture.tile and isinstance(clear, int):
+    # Before it is loaded: the bits of the file are known no longer then.
+    unit = {'L;2': 85, 'L;4': 17}.get(str(picture.tile[0].args), 1)
+    picture.info['transparency'] = clear * unit
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -135,7 +156,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-  """Whatever goes wrong, as an ImageError."""
+  """Whatever goes wrong with the file, as an ImageError."""
   try:
     yield
   except ImageError:
@@ -148,7 +169,12 @@ def _told() -> Iterator[None]:
     raise ImageError('it is no BMP, JPEG, PNG or WebP image') from None
   except Image.DecompressionBombError:
     raise ImageError(f'it claims more than {MOST_PIXELS:,} pixels') from None
+  except MemoryError:
+    raise
   except OSError as error:
+    if error.errno and error.errno not in _OF_THE_FILE:
+      # Left out, good images would be missing without anyone's wish.
+      raise
     if error.errno:
       reason = error.strerror or str(error)
       raise ImageError(f'it cannot be read ({reason})') from None
