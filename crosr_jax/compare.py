@@ -55,14 +55,15 @@ def main() -> None:
   from crosr_jax import comparison
 
   config = _CONFIG.value
+  systems = cli.words('systems', _SYSTEMS.value)
   comparison.check_overrides(
-    list(config_flags.get_override_values(flags.FLAGS['config']))
+    list(config_flags.get_override_values(flags.FLAGS['config'])), systems
   )
   runs = comparison.plan(
     config,
     name,
     root,
-    systems=cli.words('systems', _SYSTEMS.value),
+    systems=systems,
     seeds=seeds,
     splits=splits,
   )

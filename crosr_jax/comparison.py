@@ -73,7 +73,7 @@ def plan(
     config: as configs/common.py has it.
     name: of the comparison.
     root: folder of all runs.
-    systems: names in SYSTEMS; () = all.
+    systems: names in SYSTEMS; () = all that the data set can have.
     seeds: of training.
     splits: positions in config.data.splits; () = all.
 
@@ -84,7 +84,7 @@ def plan(
   pipeline.check_sections(config)
   runs = [
     _run(config, name, root, system, split, seed)
-    for system in _systems(systems)
+    for system in _systems(systems, config)
     for split in _splits(config, splits)
     for seed in seeds
   ]
@@ -93,20 +93,38 @@ def plan(
   return runs
 
 
-def check_overrides(fields: Sequence[str]) -> None:
-  """Raises where a field was given that a comparison sets itself."""
+def check_overrides(fields: Sequence[str], systems: Sequence[str] = ()) -> None:
+  """Raises where a field was given that a comparison sets itself.
+
+  Of one that some of the systems set, () = all, it is told.
+  """
   for field in fields:
+    for name in systems or SYSTEMS:
+      own = SYSTEMS.get(name, {})
+      if field in own and field not in _OWN:
+        told = '%s: %s is %r there, whatever is given'
+        logging.warning(told, name, field, own[field])
     if field in _OWN:
       raise types.UsageError(
         f'--config.{field} has no say in a comparison; {_OWN[field]}'
       )
 
 
-def _systems(names: Sequence[str]) -> list[str]:
+def _systems(names: Sequence[str], config: config_dict.ConfigDict) -> list[str]:
   for name in names:
     types.check_choice('--systems', name, SYSTEMS)
   # In the order of the table, whatever order they are named in.
-  return [name for name in SYSTEMS if not names or name in names]
+  chosen = [name for name in SYSTEMS if not names or name in names]
+  if config.data.name == 'folder' and 'gan' in chosen:
+    why = 'unknowns are generated for images in memory alone, not of a folder'
+    if names:
+      raise types.UsageError(
+        f'--systems={",".join(names)}: gan cannot be compared, {why}; leave it '
+        'out'
+      )
+    logging.warning('gan: left out, %s', why)
+    chosen.remove('gan')
+  return chosen
 
 
 def _splits(

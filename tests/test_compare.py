@@ -704,6 +704,31 @@ def test_systems_and_sections_that_are_not_there(tmp_path):
     comparison.plan(config, 'x', tmp_path, systems=['dhrnet'])
 
 
+def test_no_unknowns_are_generated_for_a_folder(tmp_path, caplog):
+  config = config_dict.ConfigDict(CONFIGS['folder'].to_dict())
+  for name in 'abc':
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+  config.data.train_dir = str(tmp_path / 'photos')
+  runs = comparison.plan(config, 'x', tmp_path / 'w')
+  assert [run.system for run in runs] == [
+    'supervised', 'laddernet', 'dhrnet', 'dhrnet_w0',
+  ]  # fmt: skip
+  assert (
+    'gan: left out, unknowns are generated for images in mem' in caplog.text
+  )
+  with pytest.raises(
+    types.UsageError, match='--systems=dhrnet,gan: gan cannot'
+  ):
+    comparison.plan(config, 'x', tmp_path / 'w', systems=['dhrnet', 'gan'])
+
+
+def test_what_a_system_sets_itself_is_told(caplog):
+  comparison.check_overrides(['train.keep', 'train.num_steps'], ['dhrnet'])
+  assert not caplog.text
+  comparison.check_overrides(['train.keep'])
+  assert "gan: train.keep is 'best' there, whatever is given" in caplog.text
+
+
 def test_malformed_splits_are_told_before_any_run(tmp_path):
   config = _split_config()
   config.data.splits = (0, 1, 2)
