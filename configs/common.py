@@ -146,13 +146,13 @@ def get_config() -> ConfigDict:
   config.train.learning_rate = 0.05
   # Of 'sgd' and 'muon'.
   config.train.momentum = 0.9
-  # On weights, not on biases and norms.
+  # On weights, not on biases and norms; of 'muon' on convolutions alone.
   config.train.weight_decay = 5e-4
   # 'one_cycle', 'cosine', 'linear', 'halving' or 'constant'.
   config.train.schedule = 'one_cycle'
   # Share of the steps in which the learning rate rises.
   config.train.warmup_share = 0.3
-  # How often 'halving' halves, at equal distances.
+  # How often 'halving' halves, at equal distances after the rise.
   config.train.halvings = 19
   # Largest norm of the gradient; 0 = unclipped.
   config.train.clip_norm = 5.0

@@ -43,7 +43,8 @@ def build(
       gradient, for 'muon' on convolutions alone.
     schedule: 'constant'; 'cosine' or 'linear' to 0; 'one_cycle', cosine up and
       down, the peak at `warmup_share`; 'halving', halved `halvings` times at
-      equal distances (the authors' release: every 25 of 500 epochs).
+      equal distances, after the rise where there is one (the authors' release:
+      every 25 of 500 epochs).
     warmup_share: share of the steps of a linear (one_cycle: cosine) rise.
     halvings: of 'halving', in 0..1000.
     clip_norm: largest norm of the gradient; 0 = unclipped.
@@ -109,10 +110,8 @@ def _schedule(
     main = optax.linear_schedule(peak, 0.0, rest)
   elif schedule == 'halving':
     # Where steps are few, several halvings fall on one step.
-    every = num_steps / (halvings + 1)
-    ends = collections.Counter(
-      round(every * (i + 1)) - warmup for i in range(halvings)
-    )
+    every = rest / (halvings + 1)
+    ends = collections.Counter(round(every * (i + 1)) for i in range(halvings))
     main = optax.piecewise_constant_schedule(
       peak, {step: 0.5**count for step, count in ends.items()}
     )

@@ -512,10 +512,10 @@ def build_step(
   *,
   seed: int,
   num_steps: int,
-  average: float,
   reconstruction_weight: float,
   shift: int,
   flip: bool,
+  average: float = 0.0,
   label_smoothing: float = 0.0,
   mixup: float = 0.0,
   noise: float = 0.0,
@@ -534,10 +534,10 @@ def build_step(
     image: of the training data, [N, H, W, C], see augment.build.
     seed: of dropout and augmentation.
     num_steps: of the whole training.
-    average: see `fit`.
     reconstruction_weight: see `loss_fn`.
     shift: see augment.build.
     flip: see augment.build.
+    average: see `fit`.
     label_smoothing: see `loss_fn`, in [0, 1).
     mixup: see `loss_fn`, the Beta distribution's parameter; 0 = not mixed.
     noise: see `loss_fn`, in deviations of the training pixels; 0 = none.

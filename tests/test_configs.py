@@ -132,6 +132,16 @@ def test_any_field_with_a_default_may_be_missing(tmp_path, monkeypatch):
   assert pipeline.run(config, 'digits', tmp_path / 'w', tmp_path)['parameters']
 
 
+def test_a_default_is_one_for_every_stage_that_reads_the_field():
+  """Or a stage that has none would ask for a field that may be left out."""
+  defaults = {}
+  for name, parameter in pipeline._parameters():
+    defaults.setdefault(name, []).append(parameter.default)
+  assert len(defaults['train.average']) == 2
+  for name, found in defaults.items():
+    assert all(x == found[0] for x in found), name
+
+
 def test_a_field_that_is_missing_is_one_line():
   config = common.get_config()
   del config.train.flip

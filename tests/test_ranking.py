@@ -296,6 +296,11 @@ def test_command(run_command, tmp_path):
   )
   assert process.returncode == 2, process.stderr
   assert 'error: --hold_out=6: of 7 known' in process.stderr
+  for field in ('weibull.tail=7', 'scorer.reject_known=.1'):
+    process = call('--config=configs/digits.py', f'--config.{field}')
+    assert process.returncode == 2
+    told = f'error: --config.{field.partition("=")[0]} has no say in a ranking'
+    assert told in process.stderr
   process = call('--config=configs/digits.py', '--workdir=/proc/nowhere')
   assert process.returncode == 2 and 'cannot be written' in process.stderr
   process = call('--help')

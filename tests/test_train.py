@@ -385,6 +385,17 @@ def test_halving_halves_at_equal_distances():
   )
 
 
+def test_halving_begins_after_the_rise():
+  fields = {**_RULE, 'schedule': 'halving', 'warmup_share': 0.3, 'halvings': 19}
+  _, rate = optimizer.build(1000, **fields)
+  rates = np.array([rate(step) for step in range(1000)])
+  peak = fields['learning_rate']
+  assert rates[300] == pytest.approx(peak)
+  falls = rates[301:] / rates[300:-1]
+  assert set(np.round(falls, 6)) == {0.5, 1.0}
+  assert rates[-1] == pytest.approx(peak / 2**19)
+
+
 def test_more_halvings_than_steps():
   fields = {**_RULE, 'schedule': 'halving', 'warmup_share': 0.0, 'halvings': 19}
   _, rate = optimizer.build(10, **fields)

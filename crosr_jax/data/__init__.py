@@ -284,6 +284,11 @@ def expected(
       image_size=image_size,
       grey=grey,
     )
+    if name not in sources.SHAPES:
+      raise types.UsageError(
+        f'data.name={name}: nothing is known of it without its images; give '
+        'its shape and number of classes a row in sources.SHAPES'
+      )
     shape, count = sources.SHAPES[name]
   else:
     if not num_classes and not train_dir:
