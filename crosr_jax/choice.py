@@ -128,6 +128,7 @@ def threshold(held_out: np.ndarray, reject_known: float) -> float:
     UsageError: for another share, and scores that are not finite.
   """
   check_reject_known(reject_known)
+  held_out = np.asarray(held_out)
   if not np.isfinite(held_out).all():
     raise types.UsageError(
       'scores of held-out samples must be finite to choose a threshold; find '

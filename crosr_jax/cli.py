@@ -515,8 +515,9 @@ class _Plain(logging.Formatter):
   """Lines in which no name of a file or a class steers the terminal."""
 
   def format(self, record: logging.LogRecord) -> str:
-    """The message."""
-    return in_lines(super().format(record))
+    """The message; of our own, each is one line."""
+    is_own = record.name == 'root' and not record.exc_info
+    return (in_line if is_own else in_lines)(super().format(record))
 
 
 def _set_up_logging() -> None:

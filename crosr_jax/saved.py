@@ -256,8 +256,15 @@ def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:
 def write_features(
   path: str | os.PathLike, features: Mapping[str, types.Features]
 ) -> None:
-  """Features by part into one npz file, '<part>/<field>' each."""
-  _write(pathlib.Path(path), _by_field(features))
+  """Features by part into one npz file, '<part>/<field>' each.
+
+  Types that files have no name for, as bfloat16, are written as float32.
+  """
+  arrays = {k: np.asarray(v) for k, v in _by_field(features).items()}
+  for key, array in arrays.items():
+    if array.dtype.isbuiltin != 1 and np.can_cast(array.dtype, np.float32):
+      arrays[key] = array.astype(np.float32)
+  _write(pathlib.Path(path), arrays)
 
 
 def read_features(path: str | os.PathLike) -> dict[str, types.Features]:

@@ -277,8 +277,10 @@ def rejects(
 
 def check_fields(*, alpha: int = 10, decision: str = 'argmax') -> None:
   """Raises a UsageError where `score` or `decide` would."""
-  if alpha < 1:
-    raise types.UsageError(f'alpha must be at least 1, got {alpha}')
+  if not isinstance(alpha, int | np.integer) or alpha < 1:
+    raise types.UsageError(
+      f'alpha must be a whole number of at least 1, got {alpha}'
+    )
   types.check_choice('decision', decision, DECISIONS)
 
 

@@ -105,6 +105,12 @@ def test_bad_thresholds(scores, share, told):
     choice.threshold(scores, share)
 
 
+def test_a_threshold_of_a_list():
+  scores = [3.0, 1.0, 2.0, 0.0]
+  assert choice.threshold(scores, 0.3) == 2.5
+  assert choice.threshold(np.array(scores), 0.3) == 2.5
+
+
 def test_a_threshold_between_neighbours_keeps_what_it_should():
   """Between which float32, in which it is compared, has no number."""
   low = np.float32(1.0)

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -227,3 +228,12 @@ def test_features_round_trip(tmp_path, generator):
   for name, part in parts.items():
     for a, b in zip(found[name], part, strict=True):
       np.testing.assert_array_equal(a, b)
+  # Of NumPy's own types alone files have names.
+  half = parts['train']._replace(
+    logits=parts['train'].logits.astype(jax.numpy.bfloat16)
+  )
+  saved.write_features(tmp_path / 'x.npz', {'train': half})
+  found = saved.read_features(tmp_path / 'x.npz')['train']
+  assert found.logits.dtype == np.float32
+  assert found.latent.dtype == half.latent.dtype
+  np.testing.assert_array_equal(found.logits, half.logits.astype(np.float32))

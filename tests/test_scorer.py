@@ -235,6 +235,12 @@ def test_permuting_classes_permutes_columns(method):
   np.testing.assert_allclose(b.unknown_score, a.unknown_score, rtol=1e-4)
 
 
+@pytest.mark.parametrize('alpha', [0, -1, 2.5, float('nan'), '3', None])
+def test_alpha_that_is_none(alpha):
+  with pytest.raises(types.UsageError, match='alpha must be a whole number of'):
+    scorer.check_fields(alpha=alpha)
+
+
 @pytest.mark.parametrize('alpha', [1, 2, 5, 6, 10**9])
 def test_any_alpha(alpha):
   features, model = _model_for('openmax')
@@ -349,7 +355,10 @@ def test_decisions():
     ({'method': 'crossr'}, "did you mean 'crosr'"),
     ({'method': 'openmax'}, "vector='logits'.*'joint'"),
     ({'method': 'crosr', 'model': None}, 'needs a model'),
-    ({'method': 'crosr', 'alpha': 0}, 'alpha must be at least 1'),
+    (
+      {'method': 'crosr', 'alpha': 0},
+      'alpha must be a whole number of at least 1',
+    ),
   ],
 )
 def test_bad_arguments(fields, message):
