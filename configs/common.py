@@ -216,8 +216,8 @@ def get_config() -> ConfigDict:
   config.weibull.vector = 'evidence'
   # What a coordinate is divided by: 'none', 'std' or 'within_class'.
   config.weibull.scaling = 'within_class'
-  # Of 'evidence' and 'neighbour': from so many deviations earlier on their
-  # answers count.
+  # Of 'evidence' and 'neighbour': a sample's answer counts where it is beyond
+  # the usual less so many deviations; with 1, already a little before.
   config.weibull.margin = 0.0
   # Largest distances per class that are fitted: a number as '20', a share of
   # the class as '5%' (at least 20), or 'auto': the share with which argmax

@@ -590,7 +590,8 @@ def search(
 
     def classify(image: Array) -> Array:
       # Unrounded, so that a gradient comes through.
-      return _outputs(classifier, of_classifier, 255.0 * image).logits
+      image = 255.0 * image
+      return models.evaluated(classifier, of_classifier, image).logits
 
     return advance(
       walk,
@@ -704,11 +705,3 @@ def _digest(arrays: Any, text: str) -> str:
   for leaf in jax.tree.leaves(arrays):
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()
-
-
-def _outputs(
-  model: models.Net, variables: dict[str, Any], image: Array
-) -> types.Outputs:
-  """In evaluation mode; apply's own type covers calls that also mutate."""
-  variables = models.for_compute(model, variables)
-  return model.apply(variables, image)  # type: ignore[return-value]

@@ -113,7 +113,7 @@ def split_unknown(found: types.Features) -> types.Features:
 def _compiled_reconstruction(model: models.Net) -> Callable[..., Any]:
   return sharding.forward(
     lambda variables, image: model.to_image(
-      _apply(model, variables, image).reconstruction
+      models.evaluated(model, variables, image).reconstruction
     )
   )
 
@@ -125,7 +125,7 @@ def traced(
 
   The mean squared error of the reconstruction is left out where there is none.
   """
-  outputs = _apply(model, variables, image)
+  outputs = models.evaluated(model, variables, image)
   latent = jnp.zeros((image.shape[0], 0))
   if outputs.latents:
     latent = jnp.concatenate(outputs.latents, axis=1)
@@ -141,11 +141,3 @@ def traced(
 @functools.cache
 def _compiled(model: models.Net) -> Callable[..., Any]:
   return sharding.forward(functools.partial(traced, model))
-
-
-def _apply(
-  model: models.Net, variables: Variables, image: Any
-) -> types.Outputs:
-  """In evaluation mode; apply's own type covers calls that also mutate."""
-  variables = models.for_compute(model, variables)
-  return model.apply(variables, image)  # type: ignore[return-value]

@@ -35,12 +35,12 @@ class Trained(NamedTuple):
 
   @property
   def evaluated_step(self) -> int | list[int]:
-    """Step that `state` is of; of an ensemble one each, where they differ."""
+    """Step that `state` is of; of an ensemble a list, one of each member."""
     return np.asarray(self.state.step).tolist()
 
   @property
   def evaluated(self) -> dict:
-    """The row of `history` that tells of `state`; of members' own the last."""
+    """The row of `history` of that step; of an ensemble the last row."""
     step = self.evaluated_step
     if isinstance(step, list):
       return self.history[-1]

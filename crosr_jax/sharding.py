@@ -404,14 +404,15 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def is_accelerated() -> bool:
-  """Whether they are more than the cores that run this program."""
+  """Whether the devices are GPUs or TPUs, not this machine's own cores."""
   return jax.default_backend() != 'cpu'
 
 
 def memory() -> int | None:
-  """Bytes that each of them has for us; None where one does not tell.
+  """Bytes of the smallest local device; None where one does not tell.
 
-  In use or not, so that a run has the same number whenever it is resumed.
+  Of all that JAX may take, whatever is in use: so a run that is resumed finds
+  the same number.
   """
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   if not all('bytes_limit' in each for each in stats):

@@ -108,10 +108,10 @@ class WeibullModel(NamedTuple):
   scale: np.ndarray  # [K] float64
   tail_count: np.ndarray  # [K] int64, distances each tail was fitted on
   dead: np.ndarray  # [D] bool, coordinates (nearly) constant in training
-  # Of 'evidence' and 'neighbour' alone, [K, 3] float64: from where on answers
-  # to the three questions of weibull.py count, which is the mean of those of
-  # each class's training samples, or as many deviations beside it as the recipe
-  # has; and deviation, infinity where a part tells nothing.
+  # Of 'evidence' and 'neighbour' alone, [K, 3] float64, for their three
+  # questions: the answer from which on it counts, which is the mean of those of
+  # the class's training samples moved by the recipe's margin; and the deviation
+  # that it is measured in, infinity where a part tells nothing.
   part_mean: np.ndarray = np.zeros((0, 3))
   part_deviation: np.ndarray = np.zeros((0, 3))
   latent_width: int = 0  # L, of the same

@@ -23,10 +23,9 @@ def rows(
 ) -> Callable[[int], np.ndarray]:
   """Which samples a step sees: steps from 0 on -> numbers [B] uint32.
 
-  Every epoch is a new permutation; its remainder is dropped. A sample's number
-  is its index; where an epoch has it several times, N more for each time
-  before: so numbers of an epoch differ, and what is left of one by N is the
-  index.
+  Every epoch is a new permutation; its remainder is dropped. The numbers of an
+  epoch all differ: a sample's is its index the first time, its index + N the
+  second, its index + 2 N the third. So the index is a number's remainder by N.
 
   Args:
     label: of the samples to train on, [N].

@@ -48,9 +48,7 @@ def fit_map(known: types.Features, seed: int = 0) -> Map:
   components.
   """
   rows = np.random.default_rng(seed).permutation(len(known.label))
-  some = types.Features(
-    *(x[rows[:_MAP_SAMPLES]] if len(x) else x for x in known)
-  )
+  some = known.rows(rows[:_MAP_SAMPLES])
   kinds = len(np.unique(some.label))
   plane: Any = decomposition.PCA(2, random_state=seed)
   if kinds > 2:

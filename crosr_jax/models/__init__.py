@@ -159,6 +159,15 @@ def build(
   return ensemble.Ensemble(tuple(one() for _ in range(members)))
 
 
+def evaluated(
+  model: Net, variables: dict[str, Any], image: Any
+) -> types.Outputs:
+  """What the net makes of images [B, H, W, C], in evaluation mode."""
+  variables = for_compute(model, variables)
+  # apply's own type covers calls that also mutate.
+  return model.apply(variables, image)  # type: ignore[return-value]
+
+
 def for_compute(model: Net, variables: dict[str, Any]) -> dict[str, Any]:
   """Variables as the net computes with them, parameters in its dtype.
 

@@ -135,7 +135,7 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
 def paper(table: dict, row: dict, name: str, key: str) -> dict | None:
   """The published figure of this very reading that stands beside ours.
 
-  None where there is none, or but a mean of more splits than ours is of.
+  None where nothing was published, or only a mean of more splits than ours.
   """
   figure = row['paper'].get(name)
   if not figure or figure['reading'] != key:

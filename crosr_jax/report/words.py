@@ -13,8 +13,6 @@ _METHODS = {
   'max_logit': 'Maximum logit',
   'gan': 'GAN unknown augmentation',
   'energy': 'Energy',
-  'mahalanobis': 'Mahalanobis',
-  'knn': 'Nearest neighbours',
 }
 
 
