@@ -360,12 +360,14 @@ def test_missing_figures_are_dashes_and_never_numbers(tmp_path):
     'name': 'bare',
     'train': None,
     'closed_set_accuracy': None,
-    'unknown': {'s': {'openness': None, 'crosr': {'auroc': None}, 'knn': {}}},
+    'unknown': {
+      's': {'openness': None, 'crosr': {'auroc': None}, 'energy': {}}
+    },
   }
   report.write(tmp_path, result, None)
   rows = Page((tmp_path / 'report.html').read_text('utf-8')).rows
   assert row_of(rows, 'CROSR', 9)[1:] == ['–'] * 8
-  assert row_of(rows, 'Nearest neighbours', 9)[1:] == ['–'] * 8
+  assert row_of(rows, 'Energy', 9)[1:] == ['–'] * 8
   text = (tmp_path / 'report.md').read_text('utf-8')
   assert '– known and – unknown samples, openness –.' in text
   assert 'None' not in text and 'nan' not in text
