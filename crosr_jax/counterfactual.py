@@ -58,7 +58,6 @@ from crosr_jax import (
 )
 from crosr_jax.data import batches, splits
 from crosr_jax.models import counterfactual as nets_lib
-from crosr_jax.models import layers
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -386,7 +385,7 @@ def replica_step(
     gradient, metrics = jax.grad(critic_loss, has_aux=True)(
       critic, nets, real, fake, share, gradient_penalty
     )
-    gradient = jax.lax.pmean(gradient, layers.AXIS)
+    gradient = jax.lax.pmean(gradient, sharding.AXIS)
     metrics['critic_grad_norm'] = optax.tree.norm(gradient)
     return _updated(rule, gradient, opt_state, critic), metrics
 
@@ -400,13 +399,13 @@ def replica_step(
   gradient, error = jax.grad(generator_loss, has_aux=True)(
     state.params, critic, nets, real, reconstruction_weight
   )
-  gradient = jax.lax.pmean(gradient, layers.AXIS)
+  gradient = jax.lax.pmean(gradient, sharding.AXIS)
   params, opt_state = _updated(rule, gradient, state.opt_state, state.params)
   metrics = {**jax.tree.map(jnp.mean, metrics), **error}
   metrics['grad_norm'] = optax.tree.norm(gradient)
   return GanState(
     state.step + 1, params, critic, opt_state, critic_opt_state
-  ), jax.lax.pmean(metrics, layers.AXIS)
+  ), jax.lax.pmean(metrics, sharding.AXIS)
 
 
 def init_state(

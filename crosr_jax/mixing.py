@@ -2,7 +2,7 @@
 
 B batch of one replica, H x W pixels, C channels; one PRNG key per sample, so
 that what happens to it does not depend on the device it lands on. The axis
-layers.AXIS runs over the replicas.
+sharding.AXIS runs over the replicas.
 """
 
 import zlib
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from crosr_jax import sharding
 from crosr_jax.models import layers
 
 Array = jax.Array
@@ -140,8 +141,8 @@ def _next_row(rows: Array) -> Array:
 
   However many devices share a batch, every row meets the same one.
   """
-  n = jax.lax.axis_size(layers.AXIS)
+  n = jax.lax.axis_size(sharding.AXIS)
   first = jax.lax.ppermute(
-    rows[:1], layers.AXIS, [(i, (i - 1) % n) for i in range(n)]
+    rows[:1], sharding.AXIS, [(i, (i - 1) % n) for i in range(n)]
   )
   return jnp.concatenate([rows[1:], first])

@@ -1,7 +1,7 @@
 """Where devices are spoken of, once, and the processes that they belong to.
 
 The math elsewhere is written for one replica, with means over the axis
-layers.AXIS. State crosses this door without a device axis.
+AXIS. State crosses this door without a device axis.
 
 Where several processes run the same program (distributed.py), devices train all
 together: each process reads its own `share` of a batch, the rows of its own
@@ -24,9 +24,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from crosr_jax import distributed, exported, types
-from crosr_jax.models import layers
 
 PARALLEL = ('pmap', 'shard_map')
+# The axis of data parallelism: replicas.
+AXIS = 'batch'
 
 # Of a process, that are gathered at a time: every device holds those of all.
 _MOST_BYTES = 1 << 24
@@ -80,7 +81,7 @@ def engine(
   """Compiles a replica step.
 
   Args:
-    step: written with `lax.pmean(.., layers.AXIS)`; what it returns must be
+    step: written with `lax.pmean(.., AXIS)`; what it returns must be
       equal on all replicas.
     parallel: 'pmap', or 'shard_map' for jit(shard_map).
     devices: default all, those of other processes too.
@@ -149,7 +150,7 @@ def engine(
 
 def _pmap(devices: Sequence[jax.Device]) -> _Way:
   mesh = _mesh(devices)
-  n, split_over = len(mesh.local_devices), P(layers.AXIS)
+  n, split_over = len(mesh.local_devices), P(AXIS)
 
   def place(tree: Any) -> Any:
     stacked = jax.tree.map(
@@ -166,7 +167,7 @@ def _pmap(devices: Sequence[jax.Device]) -> _Way:
 
   def mapped(fn: ReplicaStep, count: int) -> Any:
     del count  # The steps of a replica lie behind its own axis.
-    return jax.pmap(fn, layers.AXIS, devices=devices, donate_argnums=0)
+    return jax.pmap(fn, AXIS, devices=devices, donate_argnums=0)
 
   def fetch(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x[0]), _of_first_device(tree))
@@ -187,7 +188,7 @@ def _shard_map(devices: Sequence[jax.Device]) -> _Way:
   mesh = _mesh(devices)
 
   def rows(count: int) -> P:
-    return P(layers.AXIS) if count == 1 else P(None, layers.AXIS)
+    return P(AXIS) if count == 1 else P(None, AXIS)
 
   def place(tree: Any) -> Any:
     # The step gives the memory of a placed state away, but never NumPy's.
@@ -245,7 +246,7 @@ def forward(fn: Callable[..., Any]) -> Callable[..., Any]:
   Rows must be a multiple of the number of devices; results keep their order.
   """
   mesh = _mesh(jax.local_devices())
-  rows, whole = NamedSharding(mesh, P(layers.AXIS)), NamedSharding(mesh, P())
+  rows, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
   compiled = jax.jit(
     fn,
     in_shardings=(whole, rows),
@@ -449,4 +450,4 @@ def _all_devices() -> list[jax.Device]:
 
 
 def _mesh(devices: Sequence[jax.Device]) -> Mesh:
-  return Mesh(np.array(devices), (layers.AXIS,))
+  return Mesh(np.array(devices), (AXIS,))

@@ -1,6 +1,6 @@
 """Training of a classifier: loss, replica step, fit.
 
-B batch of one replica; the axis layers.AXIS runs over the replicas.
+B batch of one replica; the axis sharding.AXIS runs over the replicas.
 """
 
 import functools
@@ -185,8 +185,8 @@ def replica_step(
     noise,
     cutout,
   )
-  gradient = jax.lax.pmean(gradient, layers.AXIS)
-  metrics = jax.lax.pmean(metrics, layers.AXIS)
+  gradient = jax.lax.pmean(gradient, sharding.AXIS)
+  metrics = jax.lax.pmean(metrics, sharding.AXIS)
   metrics['grad_norm'] = optax.tree.norm(gradient)
   metrics['learning_rate'] = jnp.asarray(rate(state.step), jnp.float32)
   update, opt_state = rule.update(gradient, state.opt_state, state.params)
@@ -331,7 +331,7 @@ def multiply_adds(
 ) -> int:
   """Of a step on one of the devices, from shapes; see summary.multiply_adds."""
   with layers.stock_operations():
-    jaxpr = jax.make_jaxpr(step, axis_env=[(layers.AXIS, devices)])(
+    jaxpr = jax.make_jaxpr(step, axis_env=[(sharding.AXIS, devices)])(
       state, batch
     )
   return summary.multiply_adds(jaxpr.jaxpr)

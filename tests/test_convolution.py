@@ -196,8 +196,8 @@ def test_inside_a_replica_step(parallel):
     def loss(kernel):
       return jnp.mean(convolution.convolve(batch[0], kernel) * batch[1])
 
-    gradient = jax.lax.pmean(jax.grad(loss)(kernel), layers.AXIS)
-    return gradient, {'loss': jax.lax.pmean(loss(kernel), layers.AXIS)}
+    gradient = jax.lax.pmean(jax.grad(loss)(kernel), sharding.AXIS)
+    return gradient, {'loss': jax.lax.pmean(loss(kernel), sharding.AXIS)}
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(convolution, '_CHUNK_BYTES', 4 * 36 * 4 * 64 * 2)

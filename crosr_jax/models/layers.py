@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crosr_jax import types
+from crosr_jax import sharding, types
 from crosr_jax.models import convolution
 
 Array = jax.Array
 
-# The axis name of data parallelism.
-AXIS = 'batch'
 # Degrees by which images can be turned without resampling.
 TURNS = (90, 180, 270)
 
@@ -285,6 +283,6 @@ class Norm(nn.Module):
     """[B, H, W, C]; in training inside a replica step, see train.py."""
     # Statistics are float32, whatever the net computes in.
     y = nn.BatchNorm(
-      use_running_average=not train, momentum=0.9, axis_name=AXIS
+      use_running_average=not train, momentum=0.9, axis_name=sharding.AXIS
     )(x.astype(jnp.float32))
     return y.astype(x.dtype)
