@@ -184,7 +184,7 @@ def _recipe(info: dict[str, Any]) -> dict[str, Any]:
 
 def _check_read(recipe: dict[str, Any], augmented: bool) -> None:
   """Raises a UsageError for a flag that nothing would read."""
-  from crosr_jax import weibull
+  from crosr_jax import vectors
 
   for flag in (_VECTOR, _SCALING, _TAIL, _MARGIN):
     if augmented and flag.value not in ('', None):
@@ -192,10 +192,10 @@ def _check_read(recipe: dict[str, Any], augmented: bool) -> None:
         f'--{flag.name}={flag.value}: this net has an output for unknown and '
         'no Weibulls, so there is no recipe to change; leave it out'
       )
-  if _MARGIN.value and recipe['vector'] not in weibull.PART_WEIGHTS:
+  if _MARGIN.value and recipe['vector'] not in vectors.PART_WEIGHTS:
     raise types.UsageError(
       f'--margin={_MARGIN.value:g}: the vector {recipe["vector"]!r} has none; '
-      f'take --vector={" or ".join(weibull.PART_WEIGHTS)}, or leave it out'
+      f'take --vector={" or ".join(vectors.PART_WEIGHTS)}, or leave it out'
     )
 
 

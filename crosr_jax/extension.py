@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crosr_jax import choice, scorer, types, weibull
+from crosr_jax import choice, scorer, types, vectors, weibull
 
 Array = jax.Array
 
@@ -73,14 +73,14 @@ def add(
       of the model's net.
   """
   choice.check_reject_known(reject_known)
-  weibull.check_rows(features)
+  vectors.check_rows(features)
   if fitted.vector == 'logits':
     raise types.UsageError(
       'a class can be added to a model that looks at codes; this one was '
       f'fitted on {fitted.vector!r}'
     )
   width = fitted.mav.shape[1]
-  if fitted.vector in weibull.PART_WEIGHTS:
+  if fitted.vector in vectors.PART_WEIGHTS:
     width = len(fitted.mav) + fitted.latent_width
   center = fitted.mav.mean(axis=0)[:width]
   unit = fitted.feature_scale[:width]

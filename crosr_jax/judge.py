@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crosr_jax import choice, metrics, scorer, types, weibull
+from crosr_jax import choice, metrics, scorer, types, vectors, weibull
 
 # Methods as published, beside the recipe 'crosr'; the sources: OpenMax (Bendale
 # and Boult 2016), CROSR, the authors' release.
@@ -299,7 +299,7 @@ def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
           'them by one number, in all parts'
         )
     try:
-      weibull.check_error(found)
+      vectors.check_error(found)
     except types.UsageError as error:
       raise types.UsageError(f'{path}: {name}: {error}') from None
     known = np.isin(found.label, np.arange(*num_classes))

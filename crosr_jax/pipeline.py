@@ -43,7 +43,7 @@ from crosr_jax import (
   sharding,
   train,
   types,
-  weibull,
+  vectors,
 )
 from crosr_jax.data import duplicates, images
 from crosr_jax.models import summary
@@ -830,7 +830,7 @@ def _material(
     image=image,
     features={name: scored.parts[name] for name in image},
     activation={
-      name: weibull.activation_vector(scored.parts[name], recipe.vector)
+      name: vectors.activation_vector(scored.parts[name], recipe.vector)
       / recipe.feature_scale
       if recipe
       else scored.parts[name].logits

@@ -32,6 +32,7 @@ from crosr_jax import (
   sharding,
   train,
   types,
+  vectors,
   weibull,
 )
 from crosr_jax.data import images, splits, standins
@@ -415,8 +416,8 @@ def _distance_of(
   """'evidence' without tails, and with `term` in place of the logit's."""
 
   def score(found: types.Features) -> np.ndarray:
-    beside = np.maximum(weibull.evidence(found, model)[:, 1:], 0.0)
-    beside = beside * weibull.EVIDENCE_WEIGHTS[1:]
+    beside = np.maximum(vectors.evidence(found, model)[:, 1:], 0.0)
+    beside = beside * vectors.EVIDENCE_WEIGHTS[1:]
     return np.linalg.norm([*beside.T, term(found)], axis=0)
 
   return score
@@ -440,7 +441,7 @@ def _shortfall(
   def term(found: types.Features) -> np.ndarray:
     top = found.logits.max(axis=1).astype(np.float64)
     smooth = np.logaddexp(0.0, (mean - top) / deviation)
-    return weibull.EVIDENCE_WEIGHTS[0] * smooth
+    return vectors.EVIDENCE_WEIGHTS[0] * smooth
 
   return term
 
@@ -449,7 +450,7 @@ def _mahalanobis(
   known: types.Features,
 ) -> Callable[[types.Features], np.ndarray]:
   """Least distance to a class mean, one shrunk covariance (Lee et al. 2018)."""
-  a = weibull.activation_vector(known, 'evidence')
+  a = vectors.activation_vector(known, 'evidence')
   right = np.argmax(known.logits, axis=1) == known.label
   a, label = a[right], known.label[right]
   mean = np.stack([a[label == k].mean(axis=0) for k in np.unique(label)])
@@ -457,7 +458,7 @@ def _mahalanobis(
   root = np.linalg.cholesky(precision)
 
   def score(found: types.Features) -> np.ndarray:
-    x = weibull.activation_vector(found, 'evidence') @ root
+    x = vectors.activation_vector(found, 'evidence') @ root
     return np.min([np.linalg.norm(x - m @ root, axis=1) for m in mean], axis=0)
 
   return score
@@ -469,7 +470,7 @@ def _nearest(
   """Distance to the 20th nearest training sample, unit vectors (Sun 2022)."""
 
   def unit(found: types.Features) -> np.ndarray:
-    a = weibull.activation_vector(found, 'joint')
+    a = vectors.activation_vector(found, 'joint')
     return a / np.linalg.norm(a, axis=1, keepdims=True)
 
   index = neighbors.NearestNeighbors().fit(unit(known))

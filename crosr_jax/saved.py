@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from crosr_jax import bucket, extension, files, types, weibull
+from crosr_jax import bucket, extension, files, types, vectors
 
 FORMAT = 4
 _AGAIN = 'run the main job again in this workdir, which trains nothing anew'
@@ -403,11 +403,11 @@ def _model(fields: dict[str, Any]) -> types.WeibullModel:
 
 def _check_model(model: types.WeibullModel) -> None:
   """Raises a ValueError where the fields are not of one model."""
-  if model.vector not in weibull.VECTORS:
+  if model.vector not in vectors.VECTORS:
     raise ValueError(f'vector {model.vector!r}')
   k, width = model.mav.shape
   rows, joint = model.exemplars.shape
-  has_parts = model.vector in weibull.PART_WEIGHTS
+  has_parts = model.vector in vectors.PART_WEIGHTS
   wanted = {
     'mav': (k, width),
     'feature_scale': (width,),

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crosr_jax import types, weibull
+from crosr_jax import types, vectors
 
 Array = jax.Array
 
@@ -150,7 +150,7 @@ def score(
   """
   types.check_choice('method', method, METHODS)
   check_fields(alpha=alpha)
-  weibull.check_rows(features)
+  vectors.check_rows(features)
   reads, fitted = METHODS[method].reads, None
   if isinstance(model, Prepared):
     model, fitted = model
@@ -226,8 +226,8 @@ def traced(
   parts = [logits]
   if reads != 'logits':
     parts.append(latent)
-  if reads in weibull.PART_WEIGHTS and error is not None:
-    parts.append(jnp.log(jnp.maximum(error, weibull.SMALLEST_ERROR))[:, None])
+  if reads in vectors.PART_WEIGHTS and error is not None:
+    parts.append(jnp.log(jnp.maximum(error, vectors.SMALLEST_ERROR))[:, None])
   joined = jnp.concatenate(parts, axis=1)
   if fitted is not None and model is not None:
     _check_widths(model, num_classes, latent.shape[1], joined.shape[1])
@@ -256,7 +256,7 @@ def rejects(
   Raises:
     ValueError: as `score`.
   """
-  weibull.check_rows(features)
+  vectors.check_rows(features)
   first = _suitable(models[0], 'crosr')
   fitted = _float32(first, on_device=True)
   tails = [
@@ -288,7 +288,7 @@ def distances(
   features: types.Features, model: types.WeibullModel
 ) -> np.ndarray:
   """Distances to every class mean, [N, K] float32, as `score` takes them."""
-  weibull.check_rows(features)
+  vectors.check_rows(features)
   fitted = _float32(model, on_device=True)
   program = functools.partial(_distance_program, parts=_parts(model))
   (result,) = by_blocks(
@@ -408,7 +408,7 @@ def _distances(a: Array, fitted: _Fitted, parts: _Parts | None) -> Array:
   x = (a - fitted.center[None, :]) * fitted.unit[None, :]
   if parts is None:
     return norms(x, fitted.mav, fitted.square[0])
-  # As in weibull.py: own logit or nearest samples, code and, where there is
+  # As in vectors.py: own logit or nearest samples, code and, where there is
   # one, error.
   k, width = len(fitted.own), parts.width
   logits, rest = jnp.split(x, [k], axis=1)
@@ -438,9 +438,9 @@ def _nearest(joint: Array, fitted: _Fitted, count: int) -> Array:
   k, size, width = fitted.exemplars.shape
   # Squares of what is very large or very small leave float32.
   peak = jnp.max(jnp.abs(joint), axis=1, keepdims=True)
-  joint = joint / jnp.maximum(peak, weibull.SHORTEST)
+  joint = joint / jnp.maximum(peak, vectors.SHORTEST)
   length = jnp.linalg.norm(joint, axis=1, keepdims=True)
-  unit = joint / jnp.maximum(length, weibull.SHORTEST)
+  unit = joint / jnp.maximum(length, vectors.SHORTEST)
   flat = fitted.exemplars.reshape(k * size, width)
   product = jnp.matmul(flat, unit.T, precision=jax.lax.Precision.HIGHEST)
   # The larger, the nearer: of what is far from the middle alone, as cosines of
@@ -475,7 +475,7 @@ def _nearest(joint: Array, fitted: _Fitted, count: int) -> Array:
   away: list[Array] = []
   for _ in range(count):
     places, away = next_after(places, away)
-  is_itself = away[0] < weibull.ITSELF
+  is_itself = away[0] < vectors.ITSELF
 
   def without_itself() -> Array:
     _, more = next_after(places, away)
@@ -717,7 +717,7 @@ def _float32(model: types.WeibullModel, *, on_device: bool) -> _Fitted:
   k, width = model.mav.shape
   own = (np.diagonal(model.mav) - center[:k]) * unit[:k]
   first, edges = 0, []
-  if model.vector in weibull.PART_WEIGHTS:
+  if model.vector in vectors.PART_WEIGHTS:
     # They ask for distances of code and error alone.
     first, edges = k, [model.latent_width]
   shape = k, width - first
@@ -738,7 +738,7 @@ def _float32(model: types.WeibullModel, *, on_device: bool) -> _Fitted:
       mav[chosen] = part
   weights = model.part_weight
   if not len(weights):
-    weights = np.asarray(weibull.EVIDENCE_WEIGHTS)
+    weights = np.asarray(vectors.EVIDENCE_WEIGHTS)
   arrays = (
     *(own, model.shape, model.loc, model.scale, model.loc + model.scale),
     *(square, model.part_mean.T, (weights / model.part_deviation).T),
@@ -783,7 +783,7 @@ def _columns(fitted: _Fitted | None, num_classes: int) -> int:
 
 
 def _parts(model: types.WeibullModel | None) -> _Parts | None:
-  if model is None or model.vector not in weibull.PART_WEIGHTS:
+  if model is None or model.vector not in vectors.PART_WEIGHTS:
     return None
   return _Parts(model.latent_width, model.neighbours)
 
@@ -817,10 +817,10 @@ def vector_of(
     UserError: for features that are not finite, or not those of the model.
   """
   with np.errstate(over='ignore'):
-    a = weibull.activation_vector(features, vector, np.float32)
+    a = vectors.activation_vector(features, vector, np.float32)
   if not np.isfinite(a).all():
     row = np.flatnonzero(~np.isfinite(a).all(axis=1))[0]
-    given = weibull.activation_vector(
+    given = vectors.activation_vector(
       features.rows(slice(row, row + 1)), vector
     )
     if np.isfinite(given).all():
@@ -835,7 +835,7 @@ def vector_of(
   if model is None:
     return a
   latent_width = np.shape(features.latent)[1]
-  if not len(a) and vector in weibull.PART_WEIGHTS:
+  if not len(a) and vector in vectors.PART_WEIGHTS:
     # Of no sample one cannot tell whether it has an error.
     a = np.zeros((0, model.mav.shape[1]), np.float32)
   _check_widths(model, k, latent_width, a.shape[1])
@@ -854,7 +854,7 @@ def _check_widths(
   model: types.WeibullModel, k: int, latent_width: int, width: int
 ) -> None:
   """Raises a UsageError where features are not like those that were fitted."""
-  has_parts = model.vector in weibull.PART_WEIGHTS
+  has_parts = model.vector in vectors.PART_WEIGHTS
   if has_parts and latent_width != model.latent_width:
     raise types.UsageError(
       f'the model knows latents of width {model.latent_width}, the features '

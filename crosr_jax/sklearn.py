@@ -25,7 +25,7 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
 
   The classifier is trained, then asked for its decision values; together with
   the features they are the activation vectors, of which CROSR measures how far
-  a sample strays from its class, see weibull.py.
+  a sample strays from its class, see vectors.py.
 
   Args:
     estimator: a classifier with `decision_function`, one column per class, or

@@ -93,7 +93,7 @@ class WeibullModel(NamedTuple):
   """A class mean and a Weibull on the largest distances to it, per class.
 
   distance = norm((a - mav) / feature_scale), a = activation vector, but for
-  'evidence' and 'neighbour', see weibull.py;
+  'evidence' and 'neighbour', see vectors.py;
   cdf(d) = 1 - exp(-((d - loc) / scale)**shape), and 0 below loc.
   """
 

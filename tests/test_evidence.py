@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosr_jax import scorer, types, weibull
+from crosr_jax import scorer, types, vectors, weibull
 
 
 def _features(generator, n=600, k=4, width=6, spread=1.0, error=True):
@@ -23,7 +23,7 @@ def _features(generator, n=600, k=4, width=6, spread=1.0, error=True):
 
 
 def _distances(train, found):
-  """To every class, [N, K], by the words of weibull.py; float64."""
+  """To every class, [N, K], by the words of vectors.py; float64."""
   k = train.logits.shape[1]
   right = train.logits.argmax(axis=1) == train.label
   label = train.label[right]
@@ -298,7 +298,7 @@ def test_evidence_of_the_nearest_class(generator, error):
   above = weibull.evidence(found, fitted)
   expected = _distances(train, found)[np.arange(50), found.logits.argmax(1)]
   np.testing.assert_allclose(
-    np.linalg.norm(np.maximum(above, 0) * weibull.EVIDENCE_WEIGHTS, axis=1),
+    np.linalg.norm(np.maximum(above, 0) * vectors.EVIDENCE_WEIGHTS, axis=1),
     expected,
     rtol=1e-5,
     atol=1e-5,  # the reference takes logarithms in float32

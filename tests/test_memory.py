@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from crosr_jax import scorer, types, weibull
+from crosr_jax import scorer, types, vectors, weibull
 
 _STATUS = pathlib.Path('/proc/self/status')
 # What a program and its blocks take, about; more than a few cores compute on
@@ -36,7 +36,7 @@ def _score(vector, k, width):
   mav = np.multiply.outer(rng.normal(size=k), rng.normal(size=k + width))
   mav[np.arange(k), np.arange(k)] += 30
   fields = {}
-  if vector in weibull.PART_WEIGHTS:
+  if vector in vectors.PART_WEIGHTS:
     fields = {
       'part_mean': np.ones((k, 3)),
       'part_deviation': np.ones((k, 3)),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from crosr_jax import scorer, types, weibull
+from crosr_jax import scorer, types, vectors, weibull
 
 _FITTED = ('openmax', 'crosr_y', 'crosr')
 
@@ -448,7 +448,7 @@ def test_a_model_keeps_its_weights(generator, monkeypatch):
   model = weibull.fit(features, vector='evidence', tail_size=20)
   before = scorer.score(features, model)
   # As of another version of the package.
-  monkeypatch.setattr(weibull, 'EVIDENCE_WEIGHTS', (9.0, 9.0, 9.0))
+  monkeypatch.setattr(vectors, 'EVIDENCE_WEIGHTS', (9.0, 9.0, 9.0))
   after = scorer.score(features, model)
   np.testing.assert_array_equal(before.unknown_score, after.unknown_score)
 

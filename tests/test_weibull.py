@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from crosr_jax import scorer, types, weibull
+from crosr_jax import blocks, scorer, types, vectors, weibull
 
 _LIBMR = GOLDEN / 'libmr.json'
 
@@ -206,7 +206,7 @@ def test_fit_equals_plain_numpy(generator, scaling):
 
 
 @pytest.mark.parametrize('block', [1, 37, 1000])
-@pytest.mark.parametrize('piece', [64, weibull._PIECE])
+@pytest.mark.parametrize('piece', [64, blocks._PIECE])
 @pytest.mark.parametrize('offset', [0.0, 1e4])
 def test_stream_equals_memory(generator, monkeypatch, block, piece, offset):
   features = _features(generator)
@@ -215,14 +215,14 @@ def test_stream_equals_memory(generator, monkeypatch, block, piece, offset):
     logits, latent = (1.1 * x.astype(float) + offset for x in features[:2])
     logits[:40] = -logits[:40]
     features = features._replace(logits=logits, latent=latent)
-  blocks = [
+  parts = [
     types.Features(*(x[i : i + block] for x in features[:3]))
     for i in range(0, len(features.label), block)
   ]
   fields = {'scaling': 'within_class', 'tail_share': 0.2}
   whole = weibull.fit(features, **fields)
-  monkeypatch.setattr(weibull, '_PIECE', piece)
-  stream = weibull.fit_stream(lambda: blocks, **fields)
+  monkeypatch.setattr(blocks, '_PIECE', piece)
+  stream = weibull.fit_stream(lambda: parts, **fields)
   for a, b in zip(whole[1:], stream[1:], strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-10)
 
@@ -524,7 +524,7 @@ def test_a_thousand_classes_are_fitted_at_once(generator):
 
 
 def test_many_classes_are_fitted_in_parts(monkeypatch):
-  monkeypatch.setattr(weibull, '_CELLS', 500 * 20)
+  monkeypatch.setattr(vectors, 'CELLS', 500 * 20)
   rng = np.random.default_rng(0)
   distances = np.abs(rng.normal(5.0, 1.0, (1203, 60)))
   found = weibull.fit_tails(distances, tail_size=20)

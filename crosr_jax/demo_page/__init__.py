@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn import decomposition, discriminant_analysis, preprocessing
 from sklearn import pipeline as sk_pipeline
 
-from crosr_jax import openset, types, weibull
+from crosr_jax import openset, types, vectors
 from crosr_jax.data import images
 
 MOST_BYTES = 10 * 1024 * 1024
@@ -56,13 +56,13 @@ def fit_map(known: types.Features, seed: int = 0) -> Map:
       n_components=2, solver='eigen', shrinkage=0.1
     )
   to_plane = sk_pipeline.make_pipeline(preprocessing.StandardScaler(), plane)
-  a = weibull.activation_vector(some, 'joint')
+  a = vectors.activation_vector(some, 'joint')
   point = to_plane.fit_transform(a, some.label)
   low, high = np.percentile(point, (1, 99), axis=0)
   middle, half = (low + high) / 2, np.maximum(high - low, 1e-9) / 2
 
   def place(found: types.Features) -> np.ndarray:
-    a = weibull.activation_vector(found, 'joint')
+    a = vectors.activation_vector(found, 'joint')
     return (to_plane.transform(a) - middle) / half
 
   return Map(place, (point - middle) / half, some.label)
