@@ -79,6 +79,8 @@ def evidence(features: types.Features, model: types.WeibullModel) -> np.ndarray:
     UsageError: for another model, or features that are not the model's.
   """
   check_rows(features)
+  if not len(features.label):
+    return np.zeros((0, 3))
   a = activation_vector(features, model.vector)
   found = model.vector, np.shape(features.latent)[1], a.shape[1]
   wanted = 'evidence', model.latent_width, model.mav.shape[1]
@@ -109,6 +111,18 @@ def check_rows(features: types.Features) -> None:
       'features need one row per sample in each part, got '
       f'{logits[0]}, {latent[0]} and {label[0]} rows'
     )
+  for name, values in features._asdict().items():
+    if np.ma.is_masked(values):
+      raise types.UsageError(
+        f'{name}: {np.ma.count_masked(values)} values are masked, which no '
+        'distance knows of; leave their samples out'
+      )
+    dtype = np.asarray(values).dtype
+    # bfloat16 and its like are of no kind of NumPy's. Labels are looked at
+    # where they are read.
+    is_number = dtype.kind in 'biuf' or np.can_cast(dtype, np.float64)
+    if not is_number and name != 'label':
+      raise types.UsageError(f'{name} must be real numbers, got {dtype}')
   check_error(features)
 
 

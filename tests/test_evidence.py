@@ -296,6 +296,8 @@ def test_evidence_of_the_nearest_class(generator, error):
     train, vector='evidence', scaling='within_class', tail_size=20
   )
   above = weibull.evidence(found, fitted)
+  none = weibull.evidence(found.rows(slice(0)), fitted)
+  assert none.shape == (0, 3)
   expected = _distances(train, found)[np.arange(50), found.logits.argmax(1)]
   np.testing.assert_allclose(
     np.linalg.norm(np.maximum(above, 0) * vectors.EVIDENCE_WEIGHTS, axis=1),

@@ -449,6 +449,12 @@ def test_short_classes_warn_by_name(generator):
     ({'label': np.full(400, np.nan)}, 'label of sample 0 is nan'),
     ({'label': np.arange(400) / 399}, r'label of sample 1 is 0\.0025'),
     ({'label': np.full(400, 'fig')}, 'labels must be numbers.*<U3'),
+    ({'latent': np.full((400, 6), 1j)}, 'latent must be real.*complex128'),
+    ({'logits': np.full((400, 4), 'x')}, 'logits must be real numbers.*<U1'),
+    (
+      {'logits': np.ma.masked_less(np.arange(1600.0).reshape(400, 4), 3)},
+      'logits: 3 values are masked',
+    ),
     ({'logits': np.zeros((400, 1))}, 'label|at least 2 classes'),
     ({'latent': np.zeros(400)}, 'latent \\[N, L\\]'),
     ({'latent': np.full((400, 6), np.nan)}, '2400 of 4000.*not finite'),
