@@ -28,6 +28,9 @@ from crosr_jax import metrics, scorer, types, weibull
 # count of some thousand held-out samples does by chance.
 SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4)
 DECISIONS = (*scorer.DECISIONS, 'auto')
+# What is meant for features of no run, as configs/common.py has it.
+RECIPE = {'vector': 'evidence', 'scaling': 'within_class', 'tail': 'auto'}
+SCORER = {'alpha': 10, 'decision': 'auto', 'reject_known': 0.02}
 # Beyond these times `reject_known`, argmax does not keep what was asked for.
 TOLERATED = (0.5, 2.0)
 

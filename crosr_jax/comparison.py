@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 import crosr_jax
-from crosr_jax import files, models, pipeline, saved, signals, train, types
+from crosr_jax import (
+  files,
+  models,
+  pipeline,
+  saved,
+  settings,
+  signals,
+  train,
+  types,
+)
 from crosr_jax.report import architecture, comparison, published, rows
 
 # What makes a system out of a config.
@@ -81,7 +90,7 @@ def plan(
     UsageError: for a name or a number that is none, and where a run would
       refuse its config or its workdir.
   """
-  pipeline.check_sections(config)
+  settings.check_sections(config)
   runs = [
     _run(config, name, root, system, split, seed)
     for system in _systems(systems, config)

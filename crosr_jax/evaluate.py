@@ -63,9 +63,6 @@ _FORMAT = flags.DEFINE_string('format', 'table', 'table or json')
 _DATA_DIR = cli.define_data_dir()
 
 _FORMATS = ('table', 'json')
-# What is meant for features of no run.
-_RECIPE = {'vector': 'evidence', 'scaling': 'within_class', 'tail': 'auto'}
-_SCORER = {'alpha': 10, 'decision': 'auto', 'reject_known': 0.02}
 
 
 class _Known(NamedTuple):
@@ -173,12 +170,14 @@ def _known(workdir: pathlib.Path | None) -> _Known:
 
 
 def _recipe(info: dict[str, Any]) -> dict[str, Any]:
+  from crosr_jax import choice
+
   asked = {
     'vector': _VECTOR.value, 'scaling': _SCALING.value, 'tail': _TAIL.value,
     'margin': _MARGIN.value,
   }  # fmt: skip
   # Of runs from before there was one, it is none.
-  own = {'margin': 0.0, **info.get('weibull', _RECIPE)}
+  own = {'margin': 0.0, **info.get('weibull', choice.RECIPE)}
   return {n: own[n] if x in ('', None) else x for n, x in asked.items()}
 
 
@@ -200,7 +199,9 @@ def _check_read(recipe: dict[str, Any], augmented: bool) -> None:
 
 
 def _decision(info: dict[str, Any]) -> dict[str, Any]:
-  fields = dict(info.get('scorer', _SCORER))
+  from crosr_jax import choice
+
+  fields = dict(info.get('scorer', choice.SCORER))
   if _DECISION.value:
     fields['decision'] = _DECISION.value
   if _REJECT_KNOWN.value is not None:

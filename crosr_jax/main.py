@@ -57,7 +57,7 @@ def main() -> None:
       'that are there'
     )
   # Flags are looked at before JAX is loaded: a typo is told at once.
-  from crosr_jax import pipeline, sharding
+  from crosr_jax import pipeline, settings, sharding
   from crosr_jax.report import terminal
 
   if _DRY_RUN.value:
@@ -66,7 +66,7 @@ def main() -> None:
     print(terminal.plan(name, pipeline.plan(_CONFIG.value)))
     return
   # Whose number a process is starts JAX, which reads that but once.
-  pipeline.set_deterministic(_CONFIG.value)
+  settings.set_deterministic(_CONFIG.value)
   with distributed.joined(processes):
     if workdir is None:
       # One process works in it.

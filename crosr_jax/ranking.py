@@ -19,6 +19,7 @@ from ml_collections import config_dict
 from sklearn import covariance, neighbors
 
 from crosr_jax import (
+  binding,
   bucket,
   choice,
   data,
@@ -27,8 +28,8 @@ from crosr_jax import (
   judge,
   metrics,
   models,
-  pipeline,
   scorer,
+  settings,
   sharding,
   train,
   types,
@@ -89,14 +90,14 @@ def run(
   Raises:
     UserError: where a field cannot be used.
   """
-  pipeline.check_config(config)
-  pipeline.check_apart(config, workdir)
+  settings.check_config(config)
+  settings.check_apart(config, workdir)
   if config.counterfactual.count:
     raise types.UsageError(
       f'counterfactual.count={config.counterfactual.count}: recipes of nets '
       'trained on generated unknowns are not ranked; set it to 0'
     )
-  pipeline.set_deterministic(config)
+  settings.set_deterministic(config)
   num_classes = len(_load(_only(config, ()), data_dir).class_names)
   known = _known_classes(config, num_classes)
   if not 2 <= hold_out <= len(known) - 2:
@@ -143,8 +144,8 @@ def _run(
     standins.check(*benchmark.select)
     folder = workdir / f'fold{i}'
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline.bind(changed, folder)
-    pipeline.bind_files(benchmark, folder)
+    binding.bind(changed, folder)
+    binding.bind_files(benchmark, folder)
     parts, accuracy = _parts(changed, benchmark, near, folder)
     found.append(
       {

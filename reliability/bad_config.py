@@ -18,7 +18,16 @@ from ml_collections import config_dict, config_flags
 from PIL import Image
 
 from configs import common
-from crosr_jax import cli, judge, loop, pipeline, train, types
+from crosr_jax import (
+  binding,
+  cli,
+  judge,
+  loop,
+  pipeline,
+  settings,
+  train,
+  types,
+)
 
 _INTEGERS = (
   *(0, 1, -1, 2, 3, 7, 10, 63, 64, 100, 1024, 2**31 - 1, 2**31, -(2**31)),
@@ -54,7 +63,7 @@ class _Stop(BaseException):
 
 
 def _plain(config: config_dict.ConfigDict) -> dict[str, Any]:
-  return pipeline._flat(config.to_dict())
+  return settings.flat(config.to_dict())
 
 
 FIELDS = _plain(common.get_config())
@@ -234,7 +243,7 @@ class Trial:
       return ['a run without a step']
     faults = jobs.half_written(workdir)
     bound = (workdir / 'config.json').read_text()
-    if json.loads(bound, parse_constant=_refuse) != pipeline._bound(config):
+    if json.loads(bound, parse_constant=_refuse) != binding.sections(config):
       faults.append('config.json is not read back equal')
     pipeline.check(config, workdir)
     if any(x[0].startswith(('weibull', 'scorer')) for x in case.fields):

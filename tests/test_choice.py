@@ -4,6 +4,7 @@ import types as python_types
 
 import numpy as np
 import pytest
+from conftest import CONFIGS
 
 from crosr_jax import choice, judge, scorer, types, weibull
 
@@ -119,6 +120,12 @@ def test_a_threshold_between_neighbours_keeps_what_it_should():
     scores = np.repeat(np.array(values, np.float32), [98, 2])
     found = np.float32(choice.threshold(scores, 0.02))
     assert np.mean(scores > found) == pytest.approx(0.02)
+
+
+def test_features_of_no_run_get_the_recipe_of_the_configs():
+  config = CONFIGS['folder']
+  assert config.weibull.to_dict() == {**choice.RECIPE, 'margin': 0.0}
+  assert config.scorer.to_dict() == choice.SCORER
 
 
 def test_nothing_held_out(generator):

@@ -7,7 +7,7 @@ import pytest
 from conftest import CONFIGS, ROOT
 
 from configs import common
-from crosr_jax import cli, pipeline, types
+from crosr_jax import cli, pipeline, settings, types
 
 _FIELDS = dict(cli._fields(common.get_config()))
 
@@ -52,10 +52,10 @@ def test_variant_that_does_not_exist():
 
 
 def test_every_field_has_the_type_that_its_stage_takes():
-  found = pipeline._fields()
+  found = settings.fields()
   # The whole of common.py, and nothing else.
   assert found.keys() == _FIELDS.keys()
-  assert all(pipeline._fits(_FIELDS[n], kind) for n, (kind, _) in found.items())
+  assert all(settings._fits(_FIELDS[n], kind) for n, (kind, _) in found.items())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_value_of_another_type_is_one_line(name, value, message):
   with config.ignore_type():
     config.update_from_flattened_dict({name: value})
   with pytest.raises(types.UsageError) as caught:
-    pipeline.check_config(config)
+    settings.check_config(config)
   assert message in str(caught.value)
 
 
@@ -91,7 +91,7 @@ def test_only_nets_that_see_mirror_images_answer_with_them(name):
 def test_mirror_images_that_the_net_never_saw(flip, caplog):
   config = common.get_config()
   config.model.eval_mirror, config.train.flip = True, flip
-  pipeline.check_config(config)
+  settings.check_config(config)
   assert ('set train.flip=True' in caplog.text) != flip
 
 
@@ -113,7 +113,7 @@ def test_a_field_that_nothing_reads_is_one_line(name, hint):
       config[section] = {}
     (config[section] if section else config)[field] = 3
   with pytest.raises(types.UsageError, match=f'has {name}, .* reads; .*{hint}'):
-    pipeline.check_config(config)
+    settings.check_config(config)
 
 
 def test_any_field_with_a_default_may_be_missing(tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_any_field_with_a_default_may_be_missing(tmp_path, monkeypatch):
   config.report.pictures, config.train.num_steps = False, 150
   config.model.width = config.model.latent_width = 4
   with config.unlocked():
-    for name, (_, is_needed) in pipeline._fields().items():
+    for name, (_, is_needed) in settings.fields().items():
       section, _, field = name.rpartition('.')
       if not is_needed and field in config[section]:
         del config[section][field]
@@ -135,7 +135,7 @@ def test_any_field_with_a_default_may_be_missing(tmp_path, monkeypatch):
 def test_a_default_is_one_for_every_stage_that_reads_the_field():
   """Or a stage that has none would ask for a field that may be left out."""
   defaults = {}
-  for name, parameter in pipeline._parameters():
+  for name, parameter in settings.parameters():
     defaults.setdefault(name, []).append(parameter.default)
   assert len(defaults['train.average']) == 2
   for name, found in defaults.items():
@@ -146,8 +146,8 @@ def test_a_field_that_is_missing_is_one_line():
   config = common.get_config()
   del config.train.flip
   with pytest.raises(types.UsageError, match=r'no train\.flip; start it from'):
-    pipeline.check_config(config)
+    settings.check_config(config)
   # One that has a default may be, as in configs of earlier versions.
   config = common.get_config()
   del config.train.mixup
-  pipeline.check_config(config)
+  settings.check_config(config)

@@ -4,18 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import CONFIGS
 from PIL import Image
 
-from crosr_jax import (
-  data,
-  judge,
-  openset,
-  pipeline,
-  saved,
-  types,
-)
-from crosr_jax import evaluate as evaluate_lib
+from crosr_jax import data, judge, openset, pipeline, saved, types
 
 
 @pytest.fixture
@@ -150,14 +141,6 @@ def test_unknowns_of_a_folder(digits_run, evaluate, tmp_path):
       assert row[method]['auroc'] == pytest.approx(
         found[name][method]['auroc'], abs=1e-6
       )
-
-
-def test_features_of_no_run_get_the_recipe_of_the_configs():
-  config = CONFIGS['folder']
-  assert {
-    name: config.weibull[name] for name in ('vector', 'scaling', 'tail')
-  } == evaluate_lib._RECIPE
-  assert config.scorer.to_dict() == evaluate_lib._SCORER
 
 
 def test_the_table(workdir, evaluate):

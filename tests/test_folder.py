@@ -12,7 +12,17 @@ from conftest import CONFIGS
 from PIL import Image
 from test_images import bad_files
 
-from crosr_jax import data, models, openset, pipeline, saved, train, types
+from crosr_jax import (
+  binding,
+  data,
+  models,
+  openset,
+  pipeline,
+  saved,
+  settings,
+  train,
+  types,
+)
 from crosr_jax.data import batches, duplicates, folder, images, named, splits
 from crosr_jax.models import backbones, resnet
 
@@ -233,7 +243,7 @@ def test_known_images_cannot_come_as_unknown(photos, unknown):
     pipeline.run(config, 'folder', workdir, photos / 'data')
   # As a finished run tells of it.
   workdir.mkdir()
-  pipeline.bind(config, workdir)
+  binding.bind(config, workdir)
   told = {'data.train_dir': str(photos / 'known')}
   assert saved.image_folders(workdir, ['fig', 'pear']) == (told, True)
   # Another folder of that name.
@@ -245,14 +255,14 @@ def test_known_images_cannot_come_as_unknown(photos, unknown):
       with pytest.raises(
         types.UsageError, match=r'fig lies in data\.train_dir'
       ):
-        pipeline.check_apart(config, workdir)
+        settings.check_apart(config, workdir)
     config.data.unknown_classes = ()
     config.data.splits = ((0, 2),)
-    pipeline.check_apart(config, workdir)
+    settings.check_apart(config, workdir)
     config.data.splits = ()
     config.data.unknown_classes = (1,)
-    pipeline.check_apart(config, workdir)
-    pipeline.bind(config, workdir)
+    settings.check_apart(config, workdir)
+    binding.bind(config, workdir)
     assert saved.image_folders(workdir, ['pear']) == (told, False)
 
 
@@ -265,7 +275,7 @@ def test_training_images_cannot_be_tested_on(photos, test):
   with pytest.raises(
     types.UsageError, match=r'data\.test_dir=.* lies in data\.train_dir=.*share'
   ):
-    pipeline.check_apart(config, photos.parent / 'run')
+    settings.check_apart(config, photos.parent / 'run')
 
 
 def test_a_link_to_itself_is_no_folder(photos):
@@ -285,39 +295,39 @@ def test_a_folder_is_the_same_however_it_is_written(photos, monkeypatch):
   config = CONFIGS['folder'].copy_and_resolve_references()
   config.data.train_dir = str(photos / 'known')
   workdir = photos / 'run'
-  pipeline.bind(config, workdir)
+  binding.bind(config, workdir)
   (workdir / 'checkpoints' / '10').mkdir(parents=True)
   config.data.train_dir += '/'
-  pipeline.bind(config, workdir)
+  binding.bind(config, workdir)
   monkeypatch.chdir(photos / 'run')
   config.data.train_dir = '../known'
-  pipeline.bind(config, workdir)
+  binding.bind(config, workdir)
   config.data.test_dir = 'x'
   with pytest.raises(types.UsageError, match=r"test_dir was '' and is now 'x'"):
-    pipeline.bind(config, workdir)
+    binding.bind(config, workdir)
 
 
 def test_a_field_that_is_left_out_is_at_its_default(tmp_path):
   """In a config that tells no more than it has to, of a run that told all."""
   config = CONFIGS['digits'].copy_and_resolve_references()
   workdir = tmp_path / 'run'
-  pipeline.bind(config, workdir)
+  binding.bind(config, workdir)
   (workdir / 'checkpoints' / '10').mkdir(parents=True)
   with config.unlocked():
     for section, field in (('train', 'mixup'), ('model', 'members')):
       del config[section][field]
-  pipeline.check_config(config)
-  pipeline.bind(config, workdir)
+  settings.check_config(config)
+  binding.bind(config, workdir)
   with config.unlocked():
     del config['train']['flip']
     config.seed = 3
   with pytest.raises(types.UsageError, match=r'config: seed was 0 and is now'):
-    pipeline.bind(config, workdir)
+    binding.bind(config, workdir)
   before = json.loads((workdir / 'config.json').read_text())
   before['train']['mixup'] = 0.2
   (workdir / 'config.json').write_text(json.dumps(before))
   with pytest.raises(types.UsageError, match=r'mixup was 0.2 and is now 0.0'):
-    pipeline.bind(config, workdir)
+    binding.bind(config, workdir)
 
 
 def test_a_memory_that_cannot_be_kept(photos, caplog):
@@ -542,23 +552,23 @@ def test_a_file_that_goes_while_batches_are_read(photos):
 def test_a_run_belongs_to_its_images(photos, tmp_path, caplog):
   found = _load(photos)
   workdir = tmp_path / 'run'
-  pipeline.bind_files(found, workdir)
+  binding.bind_files(found, workdir)
   (workdir / 'checkpoints' / '10').mkdir(parents=True)
-  pipeline.bind_files(found, workdir)
+  binding.bind_files(found, workdir)
   pathlib.Path(found.train.image.paths[0]).unlink()
   with pytest.raises(types.UsageError, match='trained on other images'):
-    pipeline.bind_files(_load(photos), workdir)
+    binding.bind_files(_load(photos), workdir)
   (workdir / 'images.sha256').write_bytes(b'\xff\xfe\0')
   with pytest.raises(
     types.UserError, match=r'images\.sha256 is damaged; delete'
   ):
-    pipeline.bind_files(_load(photos), workdir)
+    binding.bind_files(_load(photos), workdir)
   (workdir / 'images.sha256').unlink()
-  pipeline.bind_files(_load(photos), workdir)
+  binding.bind_files(_load(photos), workdir)
   assert 'has lost its images.sha256' in caplog.text
   # Before anything was trained, nothing is bound.
   (workdir / 'checkpoints' / '10').rmdir()
-  pipeline.bind_files(_load(photos), workdir)
+  binding.bind_files(_load(photos), workdir)
 
 
 def test_imagenet1k_small(photos, tmp_path, generator, monkeypatch):
