@@ -116,6 +116,11 @@ def decision(rejected: float, reject_known: float) -> str:
   return 'argmax' if low <= rejected <= high else 'calibrated'
 
 
+def share(decision: str, reject_known: float) -> float:
+  """Of held-out known samples that the threshold of a decision rejects."""
+  return 0.05 if decision == 'tpr95' else reject_known
+
+
 def threshold(held_out: np.ndarray, reject_known: float) -> float:
   """An unknown score that all but a share of held-out samples keep to.
 

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 import crosr_jax
 from crosr_jax import (
+  counterfactual,
   files,
   models,
   pipeline,
@@ -124,7 +125,7 @@ def _systems(names: Sequence[str], config: config_dict.ConfigDict) -> list[str]:
     types.check_choice('--systems', name, SYSTEMS)
   # In the order of the table, whatever order they are named in.
   chosen = [name for name in SYSTEMS if not names or name in names]
-  if config.data.name == 'folder' and 'gan' in chosen:
+  if 'gan' in chosen and not counterfactual.suits(config.data.name):
     why = 'unknowns are generated for images in memory alone, not of a folder'
     if names:
       raise types.UsageError(

@@ -142,6 +142,11 @@ def check_fields(**fields: Any) -> None:
       )
 
 
+def suits(data_name: str) -> bool:
+  """Whether unknowns can be generated of a data set: of images in memory."""
+  return data_name != 'folder'
+
+
 def generate(
   classifier: models.Net,
   samples: splits.Labelled,

@@ -153,7 +153,7 @@ def decide(
   if decision == 'auto':
     rejected = float(np.mean(held_out.prediction == types.UNKNOWN))
     decision = choice.decision(rejected, reject_known)
-  share = 0.05 if decision == 'tpr95' else reject_known
+  share = choice.share(decision, reject_known)
   return decision, choice.threshold(held_out.unknown_score, share)
 
 

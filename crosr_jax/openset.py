@@ -204,7 +204,7 @@ class OpenSetModel:
     if self.decision not in ('tpr95', 'calibrated'):
       return _TOLD[self.decision]
     rejected = float(np.mean(self.held_out > self.threshold))
-    share = 0.05 if self.decision == 'tpr95' else self.reject_known
+    share = choice.share(self.decision, self.reject_known)
     few = choice.too_few(len(self.held_out), share)
     return (
       f'{self.decision}, unknown where the unknown score is above '

@@ -256,15 +256,8 @@ def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:
 def write_features(
   path: str | os.PathLike, features: Mapping[str, types.Features]
 ) -> None:
-  """Features by part into one npz file, '<part>/<field>' each.
-
-  Types that files have no name for, as bfloat16, are written as float32.
-  """
-  arrays = {k: np.asarray(v) for k, v in _by_field(features).items()}
-  for key, array in arrays.items():
-    if array.dtype.isbuiltin != 1 and np.can_cast(array.dtype, np.float32):
-      arrays[key] = array.astype(np.float32)
-  _write(pathlib.Path(path), arrays)
+  """Features by part into one npz file, '<part>/<field>' each."""
+  _write(pathlib.Path(path), _by_field(features))
 
 
 def read_features(path: str | os.PathLike) -> dict[str, types.Features]:
@@ -328,9 +321,16 @@ def read_model(path: str | os.PathLike) -> types.WeibullModel:
 
 
 def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> str:
-  """Its SHA-256."""
+  """Its SHA-256.
+
+  Types that files have no name for, as bfloat16, are written as float32.
+  """
+  found = {key: np.asarray(value) for key, value in arrays.items()}
+  for key, array in found.items():
+    if array.dtype.isbuiltin == 2 and np.can_cast(array.dtype, np.float32):
+      found[key] = array.astype(np.float32)
   with files.aside(path) as file:
-    np.savez(file, **{k: np.asarray(v) for k, v in arrays.items()})  # type: ignore[arg-type]
+    np.savez(file, **found)  # type: ignore[arg-type]
   with path.open('rb') as written:
     return hashlib.file_digest(written, 'sha256').hexdigest()
 

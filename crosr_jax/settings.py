@@ -81,7 +81,7 @@ def check_config(config: config_dict.ConfigDict) -> None:
       f'counterfactual.count={config.counterfactual.count} is for a classifier '
       "alone: set model.lateral to 'none', or the count to 0"
     )
-  if config.counterfactual.count and config.data.name == 'folder':
+  if config.counterfactual.count and not counterfactual.suits(config.data.name):
     raise types.UsageError(
       f'counterfactual.count={config.counterfactual.count}: unknowns are '
       "generated for images in memory alone; set it to 0 for 'folder'"

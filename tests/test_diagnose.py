@@ -230,10 +230,12 @@ def test_features_round_trip(tmp_path, generator):
       np.testing.assert_array_equal(a, b)
   # Of NumPy's own types alone files have names.
   half = parts['train']._replace(
-    logits=parts['train'].logits.astype(jax.numpy.bfloat16)
+    logits=parts['train'].logits.astype(jax.numpy.bfloat16),
+    label=parts['train'].label.astype('>i2'),
   )
   saved.write_features(tmp_path / 'x.npz', {'train': half})
   found = saved.read_features(tmp_path / 'x.npz')['train']
   assert found.logits.dtype == np.float32
   assert found.latent.dtype == half.latent.dtype
+  assert found.label.dtype == half.label.dtype
   np.testing.assert_array_equal(found.logits, half.logits.astype(np.float32))

@@ -159,7 +159,7 @@ def _told() -> Iterator[None]:
   """Whatever goes wrong with the file, as an ImageError."""
   try:
     yield
-  except ImageError:
+  except (ImageError, MemoryError):
     raise
   except FileNotFoundError:
     raise ImageError('there is no such file') from None
@@ -169,16 +169,16 @@ def _told() -> Iterator[None]:
     raise ImageError('it is no BMP, JPEG, PNG or WebP image') from None
   except Image.DecompressionBombError:
     raise ImageError(f'it claims more than {MOST_PIXELS:,} pixels') from None
-  except MemoryError:
-    raise
   except OSError as error:
-    if error.errno and error.errno not in _OF_THE_FILE:
+    if not error.errno:
+      # Of Pillow, not of the system.
+      told = _first_line(error)
+      raise ImageError(f'the image is damaged ({told})') from None
+    if error.errno not in _OF_THE_FILE:
       # Left out, good images would be missing without anyone's wish.
       raise
-    if error.errno:
-      reason = error.strerror or str(error)
-      raise ImageError(f'it cannot be read ({reason})') from None
-    raise ImageError(f'the image is damaged ({_first_line(error)})') from None
+    reason = error.strerror or str(error)
+    raise ImageError(f'it cannot be read ({reason})') from None
   except Exception as error:
     # Decoders raise whatever they stumble over.
     raise ImageError(f'the image is damaged ({_first_line(error)})') from None

@@ -245,7 +245,7 @@ def _notes(cases: Sequence[rows.Case], table: dict) -> list[str]:
     )
   if table['benchmark']:
     notes += published.unlike(finished.values())
-    notes += published.other_counts(table['benchmark'], finished.values())
+    notes += published.unlike_counts(table['benchmark'], finished.values())
   if done == 1:
     notes.append(
       f'One {by}: no figure here has a spread, and a small '

@@ -176,27 +176,23 @@ def compares(by: str, num_labels: int) -> bool:
   return by == 'seed' or num_labels == NUM_SPLITS
 
 
-def counts(key: str, entry: Mapping) -> bool:
-  """Whether an unknown set was scored on as many samples as the published.
-
-  Args:
-    key: of the benchmark.
-    entry: of the set, in a report. AUROC asks for no number.
-  """
-  found = entry.get('n_known'), entry.get('n_unknown')
-  return key not in _F1 or found == (_COUNT, _COUNT)
-
-
 def other_counts(key: str, reports: Iterable[Mapping]) -> list[str]:
+  """Unknown sets that some report has scored on more samples, or fewer.
+
+  Than the published F1 figures of a benchmark are of; AUROC asks for no number.
+  """
+  found = {
+    name
+    for report in reports
+    for name, entry in (report.get('unknown') or {}).items()
+    if (entry.get('n_known'), entry.get('n_unknown')) != (_COUNT, _COUNT)
+  }
+  return sorted(found & set(sets(key))) if key in _F1 else []
+
+
+def unlike_counts(key: str, reports: Iterable[Mapping]) -> list[str]:
   """A note where published figures are left out for that."""
-  found = sorted(
-    {
-      name
-      for report in reports
-      for name, entry in report['unknown'].items()
-      if name in sets(key) and not counts(key, entry)
-    }
-  )
+  found = other_counts(key, reports)
   if not found:
     return []
   return [

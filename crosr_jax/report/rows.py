@@ -98,12 +98,8 @@ def table(cases: Sequence[Case], benchmark: str = '') -> dict:
   wanted = {case.system for case in cases}
   figures = published.figures(benchmark)
   # Where any run has another number of samples, no mean compares.
-  other = {
-    name
-    for case in cases
-    for name, entry in ((case.report or {}).get('unknown') or {}).items()
-    if not published.counts(benchmark, entry)
-  }
+  finished = [case.report for case in cases if case.report]
+  other = published.other_counts(benchmark, finished)
   rows = []
   for spec in SPECS:
     if spec.system not in wanted:

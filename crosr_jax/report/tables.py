@@ -130,11 +130,11 @@ def beside(report: dict) -> Table | None:
   if not published.compares(by, 1):
     return None
   key = _benchmark(report)
+  other = published.other_counts(key, [report])
   names = [
     name
     for name in published.sets(key)
-    if name in report['unknown']
-    and published.counts(key, report['unknown'][name])
+    if name in report['unknown'] and name not in other
   ]
   rows: list[tuple[str, list[Cell]]] = []
   readings: dict[str, None] = {}
@@ -166,7 +166,7 @@ def differences(report: dict) -> list[str]:
   systems = {system for system, _ in published.figures(key)}
   found = published.unlike([report]) if beside(report) else []
   if report.get('system') in systems:
-    found += published.other_counts(key, [report])
+    found += published.unlike_counts(key, [report])
   return found
 
 
