@@ -28,6 +28,10 @@ from crosr_jax import metrics, scorer, types, weibull
 # count of some thousand held-out samples does by chance.
 SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.4)
 DECISIONS = (*scorer.DECISIONS, 'auto')
+# Of them those that compare the unknown score with a threshold.
+BY_THRESHOLD = ('tpr95', 'calibrated')
+# Of held-out known samples, by the threshold of 'tpr95', also as a reading.
+TPR95_REJECTS = 0.05
 # What is meant for features of no run, as configs/common.py has it.
 RECIPE = {'vector': 'evidence', 'scaling': 'within_class', 'tail': 'auto'}
 SCORER = {'alpha': 10, 'decision': 'auto', 'reject_known': 0.02}
@@ -118,7 +122,7 @@ def decision(rejected: float, reject_known: float) -> str:
 
 def share(decision: str, reject_known: float) -> float:
   """Of held-out known samples that the threshold of a decision rejects."""
-  return 0.05 if decision == 'tpr95' else reject_known
+  return TPR95_REJECTS if decision == 'tpr95' else reject_known
 
 
 def threshold(held_out: np.ndarray, reject_known: float) -> float:

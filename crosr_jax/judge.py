@@ -114,7 +114,9 @@ def score(
     for name, formula in formulas.items()
   }
   thresholds = {
-    name: metrics.threshold_at_tpr(found['calibrate'].unknown_score)
+    name: choice.threshold(
+      found['calibrate'].unknown_score, choice.TPR95_REJECTS
+    )
     for name, found in scores.items()
   }
   followed, threshold = decide(
@@ -203,8 +205,9 @@ def promise(scored: Scored, decision: str, reject_known: float) -> list[str]:
   """
   found = scored.scores[scored.lead]['calibrate'].prediction
   few = []
-  if scored.decision == 'calibrated':
-    told = choice.too_few(len(found), reject_known)
+  if scored.decision in choice.BY_THRESHOLD:
+    share = choice.share(scored.decision, reject_known)
+    told = choice.too_few(len(found), share)
     few = [f'{told} (data.calibrate_share).'] if told else []
   if decision not in ('auto', 'argmax'):
     return few
@@ -217,10 +220,10 @@ def promise(scored: Scored, decision: str, reject_known: float) -> list[str]:
     '(scorer.reject_known)'
   )
   if decision == 'argmax':
-    return [f'{told}; the decision "calibrated" would keep to it.']
+    return [f'{told}; the decision "calibrated" is a threshold for it.']
   return [
-    f'{told}: the decision is "calibrated", a threshold that keeps to it. F1 '
-    'argmax is still the reading of argmax.',
+    f'{told}: the decision is "calibrated", a threshold for it. F1 argmax is '
+    'still the reading of argmax.',
     *few,
   ]
 

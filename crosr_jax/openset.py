@@ -201,7 +201,7 @@ class OpenSetModel:
       return (
         f'{known}; what that rejects is {names} where it is inside its tail'
       )
-    if self.decision not in ('tpr95', 'calibrated'):
+    if self.decision not in choice.BY_THRESHOLD:
       return _TOLD[self.decision]
     rejected = float(np.mean(self.held_out > self.threshold))
     share = choice.share(self.decision, self.reject_known)

@@ -184,7 +184,7 @@ def test_bad_recipes(fields, message):
   [
     ('auto', 'argmax', 2, None),
     ('auto', 'calibrated', 6, 'the decision is "calibrated"'),
-    ('argmax', 'argmax', 6, '"calibrated" would keep to it'),
+    ('argmax', 'argmax', 6, '"calibrated" is a threshold for it'),
     ('argmax', 'argmax', 2, None),
     ('tpr95', 'tpr95', 6, None),
     ('half', 'half', 6, None),
@@ -232,15 +232,19 @@ def test_new_samples_beyond_all_of_few():
     for known, x in zip(held_out, new, strict=True)
   ]
   assert np.mean(lost) == pytest.approx(1 / 17, abs=0.002)
-  for decision, count in (('calibrated', 1), ('auto', 2)):
+  for asked, followed, count, needed in (
+    ('calibrated', 'calibrated', 1, 49),
+    ('auto', 'calibrated', 2, 49),
+    ('tpr95', 'tpr95', 1, 19),
+  ):
     scores = types.Scores(
       np.zeros((16, 2)), np.full(16, types.UNKNOWN), held_out[0]
     )
     scored = python_types.SimpleNamespace(
       lead='crosr', scores={'crosr': {'calibrate': scores}},
-      decision='calibrated',
+      decision=followed,
     )  # fmt: skip
-    notes = judge.promise(scored, decision, 0.02)
+    notes = judge.promise(scored, asked, 0.02)
     assert len(notes) == count
     assert '16 known samples held out for the threshold are' in notes[-1]
-    assert notes[-1].endswith('It takes 49 (data.calibrate_share).')
+    assert notes[-1].endswith(f'It takes {needed} (data.calibrate_share).')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crosr_jax import data, judge, openset, pipeline, saved, types
+from crosr_jax import data, judge, metrics, openset, pipeline, saved, types
 
 
 @pytest.fixture
@@ -186,6 +186,24 @@ def test_what_the_decision_finds(evaluate, tmp_path, generator, decision):
   assert 0 < share < 1 and found['unknown_found'] == {'odd': share}
   told = evaluate(*words).stdout
   assert f'\nodd: {share:.1%} of it is called unknown\n' in told
+
+
+def test_f1_tpr95_is_of_the_decision_of_that_name(generator):
+  """Of samples so near to those of its threshold that rounding could decide."""
+  parts = _parts(generator)
+  near = parts['calibrate']
+  parts['odd'] = near._replace(
+    logits=near.logits * np.float32(1 - 1e-5), label=np.full(60, types.UNKNOWN)
+  )
+  scored = judge.score(
+    parts, 'abc', vector='evidence', scaling='within_class', tail='20',
+    alpha=10, decision='tpr95', reject_known=0.02,
+  )  # fmt: skip
+  assert scored.threshold == scored.thresholds['crosr']
+  decided = [scored.decided[name] for name in ('test', 'odd')]
+  truth = np.append(parts['test'].label, parts['odd'].label)
+  told = judge.against(scored, 'odd', 1)['crosr']['macro_f1_tpr95']
+  assert told == metrics.macro_f1(np.concatenate(decided), truth, 3)
 
 
 @pytest.mark.parametrize(
