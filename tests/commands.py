@@ -2,20 +2,22 @@
 
 A command takes two seconds to import them, more than most take for what tests
 ask of them. `Server.run` is what subprocess.run of `python -m crosr_jax.<name>`
-is, but for that: how a command starts by itself, test_commands.py sees.
+is, `Server.start` what subprocess.Popen is, but for that: how a command starts
+by itself, test_commands.py sees.
 """
 
+import gc
 import json
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 
-# What nothing reads while it is imported, so that a command may have another.
-_READ_LATER = 'XLA_FLAGS', 'TFDS_DATA_DIR', 'https_proxy', 'no_proxy'
 # Of them the commands import others. None starts JAX or defines a flag, but
 # cli, which all commands share.
 _PARTS = (
@@ -23,6 +25,68 @@ _PARTS = (
   'extension', 'judge', 'openset', 'pipeline', 'ranking', 'report.comparison',
   'report.diagnosis', 'report.material', 'report.terminal',
 )  # fmt: skip
+# Some of what starts with these is read while the parts are imported; a command
+# that is to have others does not come from here.
+_READ_EARLY = 'JAX_', 'PYTHON'
+
+
+class Command:
+  """A command that was started; ends by itself or by a signal."""
+
+  def __init__(self, server: 'Server', request: dict, stdin: str):
+    self._server = server
+    self._folder = tempfile.TemporaryDirectory()
+    self._out, self._err = (
+      pathlib.Path(self._folder.name, x) for x in ('out', 'err')
+    )
+    given = pathlib.Path(self._folder.name, 'in')
+    for path, text in ((given, stdin), (self._out, ''), (self._err, '')):
+      path.write_text(text)
+    streams = [str(x) for x in (given, self._out, self._err)]
+    self._words = request['command']
+    self.pid = server.ask({'start': request | {'streams': streams}})
+    self.returncode: int | None = None
+
+  def poll(self) -> int | None:
+    """The exit code, -n of signal n; None while it runs."""
+    if self.returncode is None:
+      self.returncode = self._server.ask({'poll': self.pid})
+    return self.returncode
+
+  def send_signal(self, number: int) -> None:
+    """To a command that runs."""
+    if self.poll() is None:
+      os.kill(self.pid, number)
+
+  def tells(self, text: str) -> None:
+    """Waits until that stands in what it says on stderr."""
+    while text not in self._err.read_text():
+      if self.poll() is not None and text not in self._err.read_text():
+        raise AssertionError(f'it ended without {text!r}: {self.ended()}')
+      time.sleep(0.01)
+
+  def prints(self, text: str) -> str:
+    """Waits until a line starts with that; the line."""
+    while True:
+      ended = self.poll() is not None
+      for line in self._out.read_text().splitlines(keepends=True):
+        if line.startswith(text) and line.endswith('\n'):
+          return line.strip()
+      if ended:
+        raise AssertionError(f'it ended without {text!r}: {self.ended()}')
+      time.sleep(0.01)
+
+  def ended(self, limit: float = 600) -> subprocess.CompletedProcess:
+    """Waits for its end; after `limit` seconds it is killed, an error."""
+    latest = time.monotonic() + limit
+    while self.poll() is None:
+      if time.monotonic() > latest:
+        self.send_signal(signal.SIGKILL)
+        told = self._out.read_text() + self._err.read_text()
+        raise AssertionError(f'still there after {limit} s: {told}')
+      time.sleep(0.005)
+    told = [x.read_text() for x in (self._out, self._err)]
+    return subprocess.CompletedProcess(self._words, self.returncode, *told)
 
 
 class Server:
@@ -33,60 +97,77 @@ class Server:
     self._environment, self._cwd = environment, cwd
     self._process: subprocess.Popen | None = None
 
-  def run(
+  def start(
     self,
-    name: str,
+    name: str | os.PathLike,
     *arguments: object,
     cwd: str | os.PathLike | None = None,
     stdin: str = '',
-    **environment: str,
-  ) -> subprocess.CompletedProcess:
-    """`python -m crosr_jax.<name>`, to its end; it may have another folder.
+    **environment: str | None,
+  ) -> Command:
+    """`python -m crosr_jax.<name>`, or `python <name>` of a path.
 
-    And other variables, of those that nothing reads while it is imported.
+    It may have another folder, and other variables; None takes one away.
     """
-    assert environment.keys() <= set(_READ_LATER)
+    assert not any(x.startswith(_READ_EARLY) for x in environment)
     if self._process is None or self._process.poll() is not None:
       self._process = subprocess.Popen(
         [sys.executable, __file__], env=self._environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
       )  # fmt: skip
-    command = [f'crosr_jax.{name}', *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-      streams = [pathlib.Path(folder, x) for x in ('in', 'out', 'err')]
-      streams[0].write_text(stdin)
-      request = {
-        'command': command, 'cwd': str(cwd or self._cwd),
-        'environment': environment, 'streams': list(map(str, streams)),
-      }  # fmt: skip
-      print(json.dumps(request), file=self._process.stdin, flush=True)
-      code = int(self._process.stdout.readline())
-      told = [stream.read_text() for stream in streams[1:]]
-    return subprocess.CompletedProcess(command, code, *told)
+    if isinstance(name, str):
+      name = f'crosr_jax.{name}'
+    request = {
+      'command': [str(name), *map(str, arguments)],
+      'cwd': str(cwd or self._cwd),
+      'environment': environment,
+    }
+    return Command(self, request, stdin)
+
+  def run(self, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """`start`, to its end."""
+    return self.start(*arguments, **options).ended()
+
+  def ask(self, what: dict) -> int | None:
+    """What the process answers."""
+    print(json.dumps(what), file=self._process.stdin, flush=True)
+    return json.loads(self._process.stdout.readline())
 
   def stop(self) -> None:
-    """Ends it, where it was started."""
+    """Ends it and what it started, where it was started."""
     if self._process is not None:
       self._process.communicate()
 
 
 def _serve() -> dict | None:
   """In each forked process what it was asked for; at the end None."""
+  running = set()
   for line in sys.stdin:
-    with warnings.catch_warnings():
-      # JAX and newer versions of Python warn of threads, which nothing started.
-      warnings.simplefilter('ignore')
-      process = os.fork()
-    if not process:
-      return json.loads(line)
-    _, status = os.waitpid(process, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    asked = json.loads(line)
+    if 'start' in asked:
+      with warnings.catch_warnings():
+        # JAX and newer versions of Python warn of threads, which nothing
+        # started.
+        warnings.simplefilter('ignore')
+        process = os.fork()
+      if not process:
+        return asked['start']
+      running.add(process)
+      answer = process
+    else:
+      process, status = os.waitpid(asked['poll'], os.WNOHANG)
+      running.discard(process)
+      answer = os.waitstatus_to_exitcode(status) if process else None
+    print(json.dumps(answer), flush=True)
+  for process in running:
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
   return None
 
 
 def _become(request: dict) -> None:
   """Streams, folder, environment and arguments of the command."""
-  flags = os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT] * 2
+  flags = os.O_RDONLY, *[os.O_WRONLY | os.O_APPEND] * 2
   for stream, (path, how) in enumerate(
     zip(request['streams'], flags, strict=True)
   ):
@@ -94,15 +175,26 @@ def _become(request: dict) -> None:
     os.dup2(file, stream)
     os.close(file)
   os.chdir(request['cwd'])
-  os.environ.update(request['environment'])
-  sys.path[0] = request['cwd']
+  for name, value in request['environment'].items():
+    if value is None:
+      os.environ.pop(name, None)
+    else:
+      os.environ[name] = value
   sys.argv = request['command']
+  is_path = os.path.isabs(sys.argv[0])
+  sys.path[0] = os.path.dirname(sys.argv[0]) if is_path else request['cwd']
 
 
 if __name__ == '__main__':
   for part in _PARTS:
     __import__(f'crosr_jax.{part}')
+  # A command that ends looks through its own objects, not through all of these,
+  # of which it would have to take a copy: that took most of a second.
+  gc.freeze()
   if wanted := _serve():
     _become(wanted)
     # Nothing of it is above the command, which ends as Python ends.
-    runpy.run_module(wanted['command'][0], run_name='__main__', alter_sys=True)
+    if os.path.isabs(sys.argv[0]):
+      runpy.run_path(sys.argv[0], run_name='__main__')
+    else:
+      runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)

@@ -233,8 +233,20 @@ def environment():
 
 
 @pytest.fixture(scope='session')
-def run_command(environment):
-  """`commands.Server.run`, in that environment and the project's folder."""
+def commands_server(environment):
+  """Forks commands, in that environment and the project's folder."""
   server = commands.Server(environment, ROOT)
-  yield server.run
+  yield server
   server.stop()
+
+
+@pytest.fixture(scope='session')
+def run_command(commands_server):
+  """`commands.Server.run`."""
+  return commands_server.run
+
+
+@pytest.fixture(scope='session')
+def start_command(commands_server):
+  """`commands.Server.start`."""
+  return commands_server.start

@@ -575,35 +575,29 @@ def test_errors(server, impatient, monkeypatch, tmp_path):
   _one_line(lambda: bucket.workdir(_URL), "pip install 'crosr_jax[gcs]'")
 
 
-def _command(environment, server, cache, command, *arguments):
-  environment = {
-    **environment,
-    'STORAGE_EMULATOR_HOST': server.host,
-    'CROSR_JAX_CACHE': str(cache),
-  }
-  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-  command = [sys.executable, '-m', f'crosr_jax.{command}', *arguments]
-  return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
-
-
 def test_killed_and_moved_to_another_machine(
-  server, environment, tmp_path, generator
+  server, start_command, tmp_path, generator
 ):
-  where = (environment, server, tmp_path / 'cache')
-  arguments = (*SMALL, '--data_dir=gs://models/data')
-  whole = _command(*where, 'main', *arguments, f'--workdir={tmp_path / "w"}')
-  _, told = whole.communicate()
-  assert whole.returncode == 0, told
-  killed = _command(*where, 'main', *arguments, f'--workdir={_URL}')
+  def start(*arguments, cache='cache'):
+    return start_command(
+      *arguments,
+      STORAGE_EMULATOR_HOST=server.host,
+      CROSR_JAX_CACHE=str(tmp_path / cache),
+    )
+
+  job = ('main', *SMALL, '--data_dir=gs://models/data')
+  whole = start(*job, f'--workdir={tmp_path / "w"}').ended()
+  assert whole.returncode == 0, whole.stderr
+  killed = start(*job, f'--workdir={_URL}')
   while 'runs/x/digests/60.json' not in server.names():
-    assert killed.poll() is None, killed.communicate()
+    assert killed.poll() is None, killed.ended()
     time.sleep(0.01)
   killed.send_signal(signal.SIGKILL)
-  killed.communicate()
+  killed.ended()
   assert 'runs/x/model.json' not in server.names()
   shutil.rmtree(tmp_path / 'cache')
-  again = _command(*where, 'main', *arguments, f'--workdir={_URL}')
-  _, told = again.communicate()
+  again = start(*job, f'--workdir={_URL}').ended()
+  told = again.stderr
   assert again.returncode == 0, told
   assert 'restored the checkpoint of step' in told
   assert f'{_URL} is up to date' in told
@@ -629,13 +623,11 @@ def test_killed_and_moved_to_another_machine(
   )
   path = tmp_path / 'one.png'
   Image.fromarray(image[0, ..., 0]).save(path)
-  where = (environment, server, tmp_path / 'elsewhere')
-  asked = _command(
-    *where, 'predict', f'--workdir={_URL}', '--format=json', str(path)
-  )
-  out, told = asked.communicate()
-  assert asked.returncode == 0, told
-  assert json.loads(out)[0]['unknown_probability'] == pytest.approx(
+  asked = start(
+    'predict', f'--workdir={_URL}', '--format=json', path, cache='elsewhere'
+  ).ended()
+  assert asked.returncode == 0, asked.stderr
+  assert json.loads(asked.stdout)[0]['unknown_probability'] == pytest.approx(
     float(model(image[:1]).probability[0, -1]), rel=1e-5
   )
   (folder,) = (tmp_path / 'elsewhere').iterdir()

@@ -3,9 +3,11 @@
 Most tests fork them from a process that has imported everything (commands.py).
 """
 
+import os
 import subprocess
 import sys
 
+import commands
 import pytest
 from conftest import ROOT
 
@@ -84,9 +86,20 @@ cli.run(lambda: print(jax.devices()))
   assert all(x.startswith('An NVIDIA GPU may be present') for x in lines)
 
 
-def test_a_server_that_died_is_started_anew(run_command):
-  server = run_command.__self__
-  assert run_command('prepare', '--help').returncode == 0
-  server._process.kill()
-  server._process.wait()
-  assert run_command('prepare', '--help').returncode == 0
+def test_a_server_that_died_is_started_anew(commands_server):
+  assert commands_server.run('prepare', '--help').returncode == 0
+  commands_server._process.kill()
+  commands_server._process.wait()
+  assert commands_server.run('prepare', '--help').returncode == 0
+
+
+def test_what_runs_ends_with_its_server(environment, tmp_path):
+  """And does not outlive the tests."""
+  path = tmp_path / 'wait.py'
+  path.write_text("import time\nprint('here', flush=True)\ntime.sleep(600)\n")
+  server = commands.Server(environment, tmp_path)
+  started = server.start(path)
+  assert started.prints('her') == 'here'
+  server.stop()
+  with pytest.raises(ProcessLookupError):
+    os.kill(started.pid, 0)

@@ -3,13 +3,11 @@
 import http.server
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from conftest import CONFIGS, ROOT, free_port
+from conftest import CONFIGS, free_port
 
 from crosr_jax import distributed, pipeline, sharding, types
 
@@ -54,66 +52,56 @@ cli.run(main)
 _SEEN = '2 4 2 22.0 [[0, 7], [1, 7]]'
 
 
-def _start(command, environment, *arguments, **variables):
-  # Two devices for each process.
+@pytest.fixture
+def start(start_command):
+  """Starts a command with two devices."""
   flags = '--xla_force_host_platform_device_count=2'
-  return subprocess.Popen(
-    [sys.executable, *command, *arguments],
-    env={**environment, 'XLA_FLAGS': flags, **variables},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  started = []
+
+  def call(*arguments, **variables):
+    started.append(start_command(*arguments, XLA_FLAGS=flags, **variables))
+    return started[-1]
+
+  yield call
+  for process in started:
+    process.send_signal(signal.SIGKILL)
 
 
-def _pair(command, environment, **variables):
-  """Two processes, by flags."""
-  address = f'--coordinator_address=127.0.0.1:{free_port()}'
-  return [
-    _start(
-      [str(command)],
-      environment,
-      address,
-      '--num_processes=2',
-      f'--process_id={i}',
-      **variables,
-    )
-    for i in range(2)
-  ]
+@pytest.fixture
+def pair(start, command):
+  """Starts two processes, by flags."""
+
+  def call(**variables):
+    address = f'--coordinator_address=127.0.0.1:{free_port()}'
+    return [
+      start(
+        command, address, '--num_processes=2', f'--process_id={i}', **variables
+      )
+      for i in range(2)
+    ]
+
+  return call
 
 
 def _ended(process, limit=300):
   """Code, stdout and stderr of a process."""
-  try:
-    out, err = process.communicate(timeout=limit)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    out, err = process.communicate()
-    pytest.fail(f'still there after {limit} s: {out} {err}')
-  return process.returncode, out, err
-
-
-def _first_line(process):
-  """What it prints first of its own; Gloo has words, and in pieces."""
-  for line in process.stdout:
-    if line[0].isdigit():
-      return line.strip()
-  pytest.fail(process.stderr.read())
+  done = process.ended(limit)
+  return done.returncode, done.stdout, done.stderr
 
 
 def _last_line(text):
   return text.strip().splitlines()[-1]
 
 
-def test_two_processes_find_each_other_by_flags(command, environment):
-  for process in _pair(command, environment):
+def test_two_processes_find_each_other_by_flags(pair):
+  for process in pair():
     code, out, err = _ended(process)
     assert code == 0, err
     assert _SEEN in out
     assert 'joining 2 processes, told by flags' in err
 
 
-def test_two_processes_find_each_other_in_slurm(command, environment):
+def test_two_processes_find_each_other_in_slurm(start, command):
   """What srun tells each of its tasks is enough."""
   job = free_port()  # two runs of the tests at once must not meet
   tasks = {
@@ -124,13 +112,7 @@ def test_two_processes_find_each_other_in_slurm(command, environment):
     'SLURM_NODEID': '0',
   }
   started = [
-    _start(
-      [str(command)],
-      environment,
-      **tasks,
-      SLURM_PROCID=str(i),
-      SLURM_LOCALID=str(i),
-    )
+    start(command, **tasks, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
     for i in range(2)
   ]
   for process in started:
@@ -140,54 +122,48 @@ def test_two_processes_find_each_other_in_slurm(command, environment):
 
 
 @pytest.mark.parametrize('fails', [0, 1])
-def test_a_process_that_fails_tells_the_others_why(command, environment, fails):
+def test_a_process_that_fails_tells_the_others_why(pair, fails):
   """JAX alone would wait 300 s for the others, which compute on."""
-  started = _pair(command, environment, WHAT=f'fail {fails}')
-  try:
-    assert _first_line(started[0]) == _SEEN
-    begin = time.monotonic()
-    ended = [_ended(process, limit=90) for process in started]
-    assert time.monotonic() - begin < 60
-    told = [_last_line(err) for _, _, err in ended]
-    # With the same code: a mistake is not tried again.
-    assert [code for code, _, _ in ended] == [2, 2]
-    assert told[fails] == f'error: a mistake of process {fails}'
-    assert told[1 - fails] == f'error: process {fails}: ' + told[fails][7:]
-    assert all(err.count('error:') == 1 for _, _, err in ended)
-  finally:
-    for process in started:
-      process.kill()
+  started = pair(WHAT=f'fail {fails}')
+  # Gloo has words there too, and in pieces.
+  assert started[0].prints('2 ') == _SEEN
+  begin = time.monotonic()
+  ended = [_ended(process, limit=90) for process in started]
+  assert time.monotonic() - begin < 60
+  told = [_last_line(err) for _, _, err in ended]
+  # With the same code: a mistake is not tried again.
+  assert [code for code, _, _ in ended] == [2, 2]
+  assert told[fails] == f'error: a mistake of process {fails}'
+  assert told[1 - fails] == f'error: process {fails}: ' + told[fails][7:]
+  assert all(err.count('error:') == 1 for _, _, err in ended)
 
 
-def test_a_process_that_is_killed_is_missed(command, environment):
+def test_a_process_that_is_killed_is_missed(pair):
   """JAX alone would not hear SIGTERM at all."""
-  first, second = _pair(command, environment, WHAT='sleep', SILENCE='5')
-  try:
-    assert _first_line(first) == _SEEN
-    second.send_signal(signal.SIGTERM)
-    assert _ended(second, limit=90)[0] == -signal.SIGTERM
-    begin = time.monotonic()
-    code, _, err = _ended(first, limit=90)
-    assert 3 < time.monotonic() - begin < 60
-    assert code == 1 and err.count('error:') == 1
-    assert _last_line(err).startswith(
-      'error: process 1: nothing was heard of it for 5 s'
-    )
-  finally:
-    for process in (first, second):
-      process.kill()
+  first, second = pair(WHAT='sleep', SILENCE='5')
+  assert first.prints('2 ') == _SEEN
+  second.send_signal(signal.SIGTERM)
+  assert _ended(second, limit=90)[0] == -signal.SIGTERM
+  begin = time.monotonic()
+  code, _, err = _ended(first, limit=90)
+  assert 3 < time.monotonic() - begin < 60
+  assert code == 1 and err.count('error:') == 1
+  assert _last_line(err).startswith(
+    'error: process 1: nothing was heard of it for 5 s'
+  )
 
 
-def test_where_nobody_answers_one_line_says_so(command, environment):
+def test_where_nobody_answers_one_line_says_so(start, command, environment):
   port = free_port()
+  without = {k: None for k in environment if 'proxy' in k.lower()}
   started = [
-    _start(
-      [str(command)],
-      {k: v for k, v in environment.items() if 'proxy' not in k.lower()},
+    start(
+      command,
       f'--coordinator_address=127.0.0.1:{port + shift}',
       '--num_processes=2',
       f'--process_id={index}',
       '--initialization_timeout=2',
+      **without,
     )
     # Process 0 of one address, process 1 of another.
     for index, shift in ((0, 0), (1, 1))
@@ -207,38 +183,33 @@ def test_where_nobody_answers_one_line_says_so(command, environment):
     assert _last_line(err).startswith(f'error: {words}')
 
 
-def test_a_mistake_of_the_main_job_is_one_line(environment, tmp_path):
+def test_a_mistake_of_the_main_job_is_one_line(run_command, tmp_path):
   """Told before JAX is loaded, and before anything is written."""
   workdir = tmp_path / 'run'
   for flags, words in (
     (['--num_processes=2'], 'without --coordinator_address and --process_id'),
     (['--num_processes=two'], '--num_processes=two'),
   ):
-    process = subprocess.run(
-      [sys.executable, '-m', 'crosr_jax.main', f'--workdir={workdir}',
-       f'--config={ROOT}/configs/digits.py', *flags],
-      env=environment,
-      capture_output=True,
-      text=True,
-    )  # fmt: skip
+    process = run_command(
+      'main', f'--workdir={workdir}', '--config=configs/digits.py', *flags
+    )
     assert process.returncode == 2, process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
     assert process.stderr.startswith('error: ') and words in process.stderr
     assert not workdir.exists()
 
 
-def test_processes_of_different_configs_do_not_train(environment, tmp_path):
+def test_processes_of_different_configs_do_not_train(start, tmp_path):
   """They would train something else together, or wait for ever."""
   address = f'--coordinator_address=127.0.0.1:{free_port()}'
   workdir = tmp_path / 'run'
   started = [
-    _start(
-      ['-m', 'crosr_jax.main'],
-      environment,
+    start(
+      'main',
       address,
       '--num_processes=2',
       f'--process_id={i}',
-      f'--config={ROOT}/configs/digits.py',
+      '--config=configs/digits.py',
       f'--config.train.num_steps={7 + i}',
       f'--workdir={workdir}',
     )

@@ -1,5 +1,6 @@
 """The main job as a user runs it: one process, one config, one workdir."""
 
+import functools
 import json
 import re
 import shutil
@@ -17,18 +18,15 @@ from crosr_jax import saved
 
 
 @pytest.fixture(scope='session')
-def run(environment, run_command):
+def run(run_command):
   """Runs the main job; returns the finished process."""
+  return functools.partial(run_command, 'main')
 
-  def call(*arguments, cwd=ROOT, wait=True, prefix=()):
-    if wait and not prefix:
-      return run_command('main', *arguments, cwd=cwd)
-    command = [*prefix, sys.executable, '-m', 'crosr_jax.main', *arguments]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    begin = subprocess.run if wait else subprocess.Popen
-    return begin(command, cwd=cwd, env=environment, **pipes)
 
-  return call
+@pytest.fixture(scope='session')
+def start(start_command):
+  """Starts the main job."""
+  return functools.partial(start_command, 'main')
 
 
 def _fails(process, code, *words):
@@ -156,7 +154,9 @@ def _assert_as(workdir, whole):
   assert list(workdir.rglob('.*')) == []
 
 
-def test_killed_at_any_moment_ends_bit_equal(run, whole, request, tmp_path):
+def test_killed_at_any_moment_ends_bit_equal(
+  run, start, whole, request, tmp_path
+):
   seed = time.time_ns()
   generator = np.random.default_rng(seed)
   for i in range(request.config.getoption('--kills')):
@@ -164,27 +164,26 @@ def test_killed_at_any_moment_ends_bit_equal(run, whole, request, tmp_path):
     moment = generator.uniform(0.3, 1.0) * whole[1]
     # Shown where it fails.
     print(f'seed {seed}, run {i}: killed after {moment:.3f} s')
-    process = run(*SMALL, f'--workdir={workdir}', wait=False)
+    process = start(*SMALL, f'--workdir={workdir}')
     time.sleep(moment)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.ended()
     again = run(*SMALL, f'--workdir={workdir}')
     assert again.returncode == 0, again.stderr
     _assert_as(workdir, whole[0])
 
 
-def test_one_job_at_a_time_and_sigterm_saves_first(run, whole, tmp_path):
+def test_one_job_at_a_time_and_sigterm_saves_first(run, start, whole, tmp_path):
   workdir = tmp_path / 'w'
-  process = run(*SMALL, f'--workdir={workdir}', wait=False)
-  while 'first step after' not in (line := process.stderr.readline()):
-    assert line
+  process = start(*SMALL, f'--workdir={workdir}')
+  process.tells('first step after')
   process.send_signal(signal.SIGSTOP)
   holder = f'process {process.pid} on {socket.gethostname()}'
   second = run(*SMALL, f'--workdir={workdir}')
   _fails(second, 1, str(workdir), f'in use by {holder}', 'take another')
   process.send_signal(signal.SIGTERM)
   process.send_signal(signal.SIGCONT)
-  _, told = process.communicate()
+  told = process.ended().stderr
   assert process.returncode == -signal.SIGTERM
   saved_step = re.search(
     r'asked to end: saved the checkpoint of step (\d+)', told
@@ -226,24 +225,25 @@ def test_an_interrupted_command_ends_by_the_signal(environment, code):
   assert process.stderr == b'interrupted\n'
 
 
-def test_a_workdir_that_is_deleted_is_not_made_anew(run, tmp_path):
+def test_a_workdir_that_is_deleted_is_not_made_anew(start, tmp_path):
   workdir = tmp_path / 'w'
-  process = run(*SMALL, f'--workdir={workdir}', wait=False)
-  while 'fitting and scoring' not in (line := process.stderr.readline()):
-    assert line
+  process = start(*SMALL, f'--workdir={workdir}')
+  process.tells('fitting and scoring')
   process.send_signal(signal.SIGSTOP)
   shutil.rmtree(workdir)
   process.send_signal(signal.SIGCONT)
-  _, process.stderr = process.communicate()
-  _fails(process, 1, f'{workdir} was deleted while the run was in it')
+  _fails(process.ended(), 1, f'{workdir} was deleted while the run was in it')
   assert not workdir.exists()
 
 
-def test_files_that_cannot_be_written(run, whole, tmp_path):
+def test_files_that_cannot_be_written(run, environment, whole, tmp_path):
   """As on a full disk, which needs root: no file may be larger than 4 kB."""
   workdir = tmp_path / 'w'
-  limited = ('bash', '-c', 'ulimit -f 4; exec "$@"', 'bash')
-  process = run(*SMALL, f'--workdir={workdir}', prefix=limited)
+  process = subprocess.run(
+    ['bash', '-c', 'ulimit -f 4; exec "$@"', 'bash',
+     sys.executable, '-m', 'crosr_jax.main', *SMALL, f'--workdir={workdir}'],
+    cwd=ROOT, env=environment, capture_output=True, text=True,
+  )  # fmt: skip
   _fails(process, 1, 'checkpoint of step 60 cannot be written', str(workdir))
   again = run(*SMALL, f'--workdir={workdir}')
   assert again.returncode == 0, again.stderr

@@ -3,12 +3,10 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import COMMAND_ENVIRONMENT, ROOT, XLA_FLAGS, free_port
+from conftest import XLA_FLAGS, free_port
 
 # The main job in small; or a training of next to nothing, in which one is lost.
 _COMMAND = """
@@ -130,56 +128,49 @@ cli.run(main)
 """
 
 
-def _start(command, workdir, count, devices, parallel, **more):
-  """`count` processes of the same run."""
-  environment = {
-    **COMMAND_ENVIRONMENT,
-    'PYTHONPATH': str(ROOT),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-    + XLA_FLAGS,
-    'WORKDIR': str(workdir),
-    'PARALLEL': parallel,
-    **more,
-  }
-  address = f'--coordinator_address=127.0.0.1:{free_port()}'
-  return [
-    subprocess.Popen(
-      [
-        *(sys.executable, str(command), address),
-        *(f'--num_processes={count}', f'--process_id={i}'),
-      ],
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(count)
-  ]
+@pytest.fixture(scope='module')
+def start(start_command, command):
+  """Starts `count` processes of the same run."""
+
+  def call(workdir, count, devices, parallel, **more):
+    address = f'--coordinator_address=127.0.0.1:{free_port()}'
+    more |= {
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+      + XLA_FLAGS,
+      'WORKDIR': str(workdir),
+      'PARALLEL': parallel,
+    }
+    return [
+      start_command(
+        *(command, address, f'--num_processes={count}', f'--process_id={i}'),
+        **more,
+      )
+      for i in range(count)
+    ]
+
+  return call
 
 
-def _ended(processes, limit=600):
+def _ended(processes):
   """Code, stdout and stderr of each."""
   try:
-    found = [process.communicate(timeout=limit) for process in processes]
+    found = [process.ended() for process in processes]
   finally:
     for process in processes:
-      process.kill()
-  codes = [process.returncode for process in processes]
-  return [
-    (code, out, err) for code, (out, err) in zip(codes, found, strict=True)
-  ]
+      process.send_signal(signal.SIGKILL)
+  return [(done.returncode, done.stdout, done.stderr) for done in found]
 
 
-def _run(*args, **more):
-  for code, out, err in _ended(_start(*args, **more)):
+def _all_done(processes):
+  for code, out, err in _ended(processes):
     assert code == 0 and 'done' in out, err
 
 
 @pytest.fixture(scope='module')
-def alone(command, tmp_path_factory):
+def alone(start, tmp_path_factory):
   """Workdir of the run in one process, on one device."""
   workdir = tmp_path_factory.mktemp('alone')
-  _run(command, workdir, 1, 1, 'shard_map')
+  _all_done(start(workdir, 1, 1, 'shard_map'))
   return workdir / 'shard_map'
 
 
@@ -239,10 +230,10 @@ def _difference(workdir, expected):
   [(2, 2, 'pmap'), (2, 2, 'shard_map'), (3, 1, 'shard_map')],
 )
 def test_processes_end_where_one_ends(
-  command, alone, tmp_path, count, devices, parallel, record_property
+  start, alone, tmp_path, count, devices, parallel, record_property
 ):
   """The two of uneven shares: 533 unknown digits, say."""
-  _run(command, tmp_path, count, devices, parallel)
+  _all_done(start(tmp_path, count, devices, parallel))
   workdir = tmp_path / parallel
   difference, where = _difference(workdir, alone)
   record_property('largest difference', f'{difference} {where}')
@@ -254,12 +245,10 @@ def test_processes_end_where_one_ends(
   assert len(list((workdir / 'tensorboard').iterdir())) == 1
 
 
-def test_a_lost_process_ends_the_others_and_any_number_goes_on(
-  command, tmp_path
-):
+def test_a_lost_process_ends_the_others_and_any_number_goes_on(start, tmp_path):
   parallel = 'pmap'
   digests = tmp_path / parallel / 'digests'
-  started = _start(command, tmp_path, 2, 1, parallel, LOST='1:60', SILENCE='10')
+  started = start(tmp_path, 2, 1, parallel, LOST='1:60', SILENCE='10')
   (code, out, err), (lost, _, _) = _ended(started)
   assert lost == -signal.SIGKILL
   assert code == 1 and 'done' not in out
@@ -271,14 +260,14 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
   )
   assert sorted(x.name for x in digests.iterdir()) == ['25.json', '50.json']
   # One goes on, and is lost too; then two again.
-  (found,) = _ended(_start(command, tmp_path, 1, 1, parallel, LOST='0:80'))
+  (found,) = _ended(start(tmp_path, 1, 1, parallel, LOST='0:80'))
   assert found[0] == -signal.SIGKILL
   assert 'restored the checkpoint of step 50' in found[2]
   w = 0.0
   for i in range(100):
     w = 0.9 * w + i + 3.5
   for i, (code, out, err) in enumerate(
-    _ended(_start(command, tmp_path, 2, 1, parallel, LOST=''))
+    _ended(start(tmp_path, 2, 1, parallel, LOST=''))
   ):
     assert code == 0, err
     # What was being written when it was lost may be missing.
@@ -289,14 +278,14 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_one_is_asked_to_end_and_all_do(command, tmp_path, number):
+def test_one_is_asked_to_end_and_all_do(start, tmp_path, number):
   """At the next row after step 60; what is saved there is gone on from.
 
   Who was not asked ends as by SIGTERM.
   """
   parallel = 'shard_map'
   asked = {'ASKED': '1:60', 'ASKED_BY': str(int(number))}
-  ended = _ended(_start(command, tmp_path, 2, 1, parallel, LOST='', **asked))
+  ended = _ended(start(tmp_path, 2, 1, parallel, LOST='', **asked))
   assert [x[0] for x in ended] == [-signal.SIGTERM, -number]
   for _, out, err in ended:
     assert 'done' not in out
@@ -304,15 +293,15 @@ def test_one_is_asked_to_end_and_all_do(command, tmp_path, number):
     assert 'asked to end: saved the checkpoint of step 75' in err
   digests = tmp_path / parallel / 'digests'
   assert sorted(x.name for x in digests.iterdir())[-1] == '75.json'
-  again = _ended(_start(command, tmp_path, 2, 1, parallel, LOST=''))
+  again = _ended(start(tmp_path, 2, 1, parallel, LOST=''))
   assert 'restored the checkpoint of step 75' in again[0][2]
   assert [code for code, *_ in again] == [0, 0]
 
 
-def test_all_end_where_one_is_asked_before_the_first_step(command, tmp_path):
+def test_all_end_where_one_is_asked_before_the_first_step(start, tmp_path):
   """The first batch is drawn to compile with."""
   asked = {'ASKED': '1:0', 'ASKED_BY': str(int(signal.SIGTERM))}
-  ended = _ended(_start(command, tmp_path, 2, 1, 'shard_map', LOST='', **asked))
+  ended = _ended(start(tmp_path, 2, 1, 'shard_map', LOST='', **asked))
   for code, out, err in ended:
     assert code == -signal.SIGTERM and 'done' not in out
     assert 'error: ' not in err and 'Traceback' not in err
