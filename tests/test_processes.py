@@ -227,7 +227,7 @@ def _difference(workdir, expected):
 
 @pytest.mark.parametrize(
   ('count', 'devices', 'parallel'),
-  [(2, 2, 'pmap'), (2, 2, 'shard_map'), (3, 1, 'shard_map')],
+  [(2, 2, 'pmap'), (3, 2, 'shard_map')],
 )
 def test_processes_end_where_one_ends(
   start, alone, tmp_path, count, devices, parallel, record_property
