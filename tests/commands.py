@@ -33,6 +33,8 @@ _READ_EARLY = 'JAX_', 'PYTHON'
 class Command:
   """A command that was started; ends by itself or by a signal."""
 
+  # What it says is in files, which go when its end was waited for.
+
   def __init__(self, server: 'Server', request: dict, stdin: str):
     self._server = server
     self._folder = tempfile.TemporaryDirectory()
@@ -46,6 +48,7 @@ class Command:
     self._words = request['command']
     self.pid = server.ask({'start': request | {'streams': streams}})
     self.returncode: int | None = None
+    self._done: subprocess.CompletedProcess | None = None
 
   def poll(self) -> int | None:
     """The exit code, -n of signal n; None while it runs."""
@@ -85,8 +88,13 @@ class Command:
         told = self._out.read_text() + self._err.read_text()
         raise AssertionError(f'still there after {limit} s: {told}')
       time.sleep(0.005)
-    told = [x.read_text() for x in (self._out, self._err)]
-    return subprocess.CompletedProcess(self._words, self.returncode, *told)
+    if self._done is None:
+      told = [x.read_text() for x in (self._out, self._err)]
+      self._done = subprocess.CompletedProcess(
+        self._words, self.returncode, *told
+      )
+      self._folder.cleanup()
+    return self._done
 
 
 class Server:

@@ -26,7 +26,7 @@ def test_the_notebook_is_made_of_its_text():
   assert not any(cell.get('outputs') for cell in cells)
 
 
-def test_every_cell_runs(environment, tmp_path):
+def test_every_cell_runs(run_command, tmp_path):
   """One after the other, in one namespace, as a notebook runs them."""
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   (tmp_path / 'run.py').write_text(
@@ -45,12 +45,11 @@ def test_every_cell_runs(environment, tmp_path):
     '    exec(compile("".join(cell["source"]), "cell", "exec"), names)\n'
   )
   short = '--config.train.num_steps=200 --config.report.pictures=False'
-  process = subprocess.run(
-    [sys.executable, 'run.py'],
+  process = run_command(
+    tmp_path / 'run.py',
     cwd=tmp_path,
-    env={**environment, 'CROSR_JAX_SHORT': short, 'CROSR_JAX_INSTALLED': 'yes'},
-    capture_output=True,
-    text=True,
+    CROSR_JAX_SHORT=short,
+    CROSR_JAX_INSTALLED='yes',
   )
   assert process.returncode == 0, process.stderr + process.stdout
   assert process.stdout.startswith('[CpuDevice(id=0)')
@@ -87,7 +86,7 @@ def test_jax_is_installed_for_what_is_there(
   assert capsys.readouterr().out == 'devices\n'
 
 
-def test_without_the_repository_it_says_what_to_do(environment, tmp_path):
+def test_without_the_repository_it_says_what_to_do(tmp_path):
   cells = json.loads((_LAUNCH / 'colab.ipynb').read_text())['cells']
   first = next(c for c in cells if c['cell_type'] == 'code')
   process = subprocess.run(

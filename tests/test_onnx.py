@@ -1,12 +1,10 @@
 """The exported model in onnxruntime; needs crosr_jax[onnx]."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS
 from sklearn import datasets
 
 from crosr_jax import openset, pipeline
@@ -40,7 +38,7 @@ pytest.importorskip('jax2onnx')
     },
   ],
 )
-def test_answers_as_the_project_does(tmp_path, environment, fields):
+def test_answers_as_the_project_does(tmp_path, run_command, fields):
   config = CONFIGS['digits'].copy_and_resolve_references()
   fields, added = dict(fields), fields.get('added')
   fields.pop('added', None)
@@ -57,11 +55,7 @@ def test_answers_as_the_project_does(tmp_path, environment, fields):
     model = openset.load(tmp_path)
     model.with_class(added, image[digits.target == 7]).save_added(tmp_path)
   output = tmp_path / 'digits.onnx'
-  process = subprocess.run(
-    [sys.executable, '-m', 'crosr_jax.export', f'--workdir={tmp_path}',
-     f'--output={output}'],
-    cwd=ROOT, env=environment, capture_output=True, text=True,
-  )  # fmt: skip
+  process = run_command('export', f'--workdir={tmp_path}', f'--output={output}')
   assert process.returncode == 0, process.stderr
   expected = openset.load(tmp_path)(image)
   assert len(process.stdout.splitlines()) == 1 and not process.stderr
