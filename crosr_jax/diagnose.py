@@ -3,8 +3,9 @@
   python -m crosr_jax.diagnose --workdir=runs/mnist
 
 A line for each class: how far its samples are from its mean, in training and
-held out, where its tail begins, how many are called unknown; then what is odd,
-and what to do. A picture of it goes to <workdir>/diagnosis.png. Nothing is
+held out, where its tail begins, where its Weibull says one half, how many
+samples are in the tail, how many are called unknown; then what is odd, and what
+to do. A picture of it goes to <workdir>/diagnosis.png. Nothing is
 trained, and of the run's folder nothing else is changed.
 """
 
@@ -61,19 +62,19 @@ def _table(found) -> str:
   names = [cli.in_line(row.name) for row in found.rows]
   width = max(5, *map(len, names))
   lines = [
-    f'{"":{width}}  distance to the class: median, 95 %              called '
-    'unknown',
-    f'{"class":{width}}  {"train":>15} {"held out":>15} {"one half":>9} '
-    f'{"tail":>6} {"held out":>9} {"test":>7}',
+    f'{"":{width}}  {"distance to the class: median, 95 %":31} '
+    f'{"tail":>7} {"Weibull":>8} {"tail":>7}   called unknown',
+    f'{"class":{width}}  {"train":>15} {"held out":>15} {"begins":>7} '
+    f'{"one half":>8} {"samples":>7} {"held out":>8} {"test":>6}',
   ]
   for name, row in zip(names, found.rows, strict=True):
     train, held_out = (
       f'{x[1]:.2f}, {x[2]:.2f}' for x in (row.train, row.held_out)
     )
     lines.append(
-      f'{name:{width}}  {train:>15} {held_out:>15} {row.half:9.2f} '
-      f'{row.tail_count:6d} {row.rejected_held_out:9.1%} '
-      f'{row.rejected_test:7.1%}'
+      f'{name:{width}}  {train:>15} {held_out:>15} {row.tail_begin:7.2f} '
+      f'{row.half:8.2f} {row.tail_count:7d} {row.rejected_held_out:8.1%} '
+      f'{row.rejected_test:6.1%}'
     )
   rejected = ', '.join(f'{k} {v:.1%}' for k, v in found.rejected.items())
   accuracy = ', '.join(f'{k} {v:.1%}' for k, v in found.accuracy.items())

@@ -194,7 +194,15 @@ def test_the_command(digits_run, run_command):
   (workdir / 'diagnosis.png').unlink()
   assert before == {p.name: p.stat().st_mtime_ns for p in workdir.iterdir()}
   table = run_command('diagnose', f'--workdir={workdir}')
-  assert 'decision' in table.stdout and 'one half' in table.stdout
+  assert 'decision' in table.stdout
+  # A line for each class, as its help says.
+  lines = table.stdout.splitlines()[2:]
+  for line, row in zip(lines, found['rows'], strict=False):
+    cells = line.split()
+    assert cells[0] == row['name']
+    assert cells[5] == f'{row["tail_begin"]:.2f}'
+    assert cells[6] == f'{row["half"]:.2f}'
+    assert cells[7] == str(row['tail_count'])
 
 
 def test_mistakes(run_command, digits_run, tmp_path):

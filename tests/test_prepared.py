@@ -570,12 +570,6 @@ def test_no_network(tmp_path, published):
   assert _left(tmp_path) == []
 
 
-def _command(environment, *arguments):
-  command = [sys.executable, '-m', 'crosr_jax.prepare', *arguments]
-  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-  return subprocess.Popen(command, env=environment, **pipes)
-
-
 @pytest.mark.parametrize(
   ('arguments', 'code', 'words'),
   [
@@ -607,22 +601,24 @@ def test_help_names_every_data_set(run_command):
 
 
 @needs_raw
-def test_the_published_files(environment, raw_data, tmp_path):
+def test_the_published_files(start_command, raw_data, tmp_path):
   """Prepared by a command that is killed, then by two at once; then read."""
   arguments = ('mnist', f'--manual_dir={raw_data}', f'--data_dir={tmp_path}')
-  killed = _command(environment, *arguments)
+  killed = start_command('prepare', *arguments)
   while not list(tmp_path.glob('crosr_jax/mnist/incomplete.*/*')):
     assert killed.poll() is None
     time.sleep(0.01)
   killed.send_signal(signal.SIGKILL)
-  killed.communicate()
+  killed.ended()
   folder = tmp_path / 'crosr_jax' / 'mnist'
   assert not (folder / '1.0.0').exists()
-  both = [_command(environment, *arguments) for _ in range(2)]
-  told = [process.communicate() for process in both]
-  assert [process.returncode for process in both] == [0, 0], told
-  assert 'Creative Commons' in told[0][1] and 'LeCun' in told[0][1]
-  assert told[0][0].strip() == str(folder / '1.0.0')
+  both = [start_command('prepare', *arguments) for _ in range(2)]
+  done = [process.ended() for process in both]
+  assert [process.returncode for process in done] == [0, 0], done
+  lines = done[0].stderr.splitlines()
+  assert lines[:4] == catalog.summary('mnist')
+  assert 'Creative Commons' in lines[2] and 'LeCun' in lines[3]
+  assert done[0].stdout.strip() == str(folder / '1.0.0')
   assert sorted(p.name for p in folder.iterdir()) == ['.lock', '1.0.0']
   found = sources.mnist(tmp_path)
   assert found.train.image.shape == (60_000, 28, 28, 1)

@@ -350,10 +350,12 @@ DATA_SETS = {
 }
 
 
-def summary(name: str) -> str:
-  """Title, home, licence and citation of a data set, for a person."""
+def summary(name: str) -> list[str]:
+  """Lines for a person: title, home, licence and citation of a data set."""
   spec = DATA_SETS[name]
-  return (
-    f'{spec.title}\n  Home: {spec.homepage}\n  Licence: {spec.licence}\n'
-    f'  Cite: {spec.citation}'
-  )
+  return [
+    spec.title,
+    f'  Home: {spec.homepage}',
+    f'  Licence: {spec.licence}',
+    f'  Cite: {spec.citation}',
+  ]

@@ -58,7 +58,8 @@ def prepare(
   """
   types.check_choice('data set', name, catalog.DATA_SETS)
   local = _local_files(name, manual_dir) if manual_dir else {}
-  logging.info('%s', catalog.summary(name))
+  for line in catalog.summary(name):
+    logging.info('%s', line)
   folder = _folder(name, data_dir)
   bucket.bring(folder, _MARKER)
   if _is_whole(name, data_dir):
