@@ -53,10 +53,10 @@ def tail(
   """Chooses the tail share for CROSR's probabilities.
 
   Args:
-    train: known training samples.
+    train: known training samples; what is labelled -1 is left out.
     held_out: known samples that the net was not trained on.
     reject_known: share of known samples to be rejected, in (0, 0.5).
-    vector: see `weibull.fit`.
+    vector: see `weibull.fit`; not 'logits'.
     scaling: see `weibull.fit`.
     margin: see `weibull.fit`.
     tail_features: see `weibull.fit`.
@@ -64,8 +64,14 @@ def tail(
 
   Raises:
     UserError: where there is no held-out sample, and as `weibull.fit`.
+    UsageError: for held-out samples that are not known.
   """
   check_reject_known(reject_known)
+  if vector == 'logits':
+    raise types.UsageError(
+      "no tail is chosen for vector='logits'; take vector='joint' and a latent "
+      'of no column, [N, 0]'
+    )
   if not len(held_out.label):
     raise types.UserError(
       "tail 'auto' is chosen on held-out known samples, there are none; raise "
@@ -80,6 +86,16 @@ def tail(
     tail_features=tail_features,
     class_names=class_names,
   )
+  label = np.asarray(held_out.label)
+  unknown = label[(label < 0) | (label >= np.shape(train.logits)[1])]
+  if len(unknown):
+    raise types.UsageError(
+      f'held_out has {len(unknown)} samples of no known class, labelled '
+      f'{unknown[0]} for one; a choice is made on known samples alone'
+    )
+  known = np.asarray(train.label) != types.UNKNOWN
+  if not known.all():
+    train = types.Features(*map(np.asarray, train)).rows(known)
   of_train, of_held_out = (
     tuple(scorer.rejects(part, models).mean(axis=0).tolist())
     for part in (train, held_out)
@@ -137,10 +153,16 @@ def threshold(held_out: np.ndarray, reject_known: float) -> float:
     reject_known: that share, in (0, 0.5).
 
   Raises:
-    UsageError: for another share, and scores that are not finite.
+    UsageError: for another share, and scores that are not finite, masked or
+      not [n].
   """
   check_reject_known(reject_known)
+  types.check_unmasked('scores of held-out samples', held_out)
   held_out = np.asarray(held_out)
+  if held_out.ndim != 1:
+    raise types.UsageError(
+      f'scores of held-out samples must be [n], got shape {held_out.shape}'
+    )
   if not np.isfinite(held_out).all():
     raise types.UsageError(
       'scores of held-out samples must be finite to choose a threshold; find '

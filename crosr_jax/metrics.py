@@ -47,8 +47,10 @@ def threshold_at_tpr(known: np.ndarray, tpr: float = 0.95) -> float:
     One of the given scores, so that `score > t` rejects at most 1 - tpr.
 
   Raises:
-    UserError: where there is no sample to choose from.
+    UserError: where there is no sample to choose from, or a score is not
+      finite.
   """
+  (known,) = _finite(known)
   if len(known) == 0:
     raise types.UserError(
       'a threshold needs held-out known samples, there are none; raise '
@@ -61,7 +63,12 @@ def threshold_at_tpr(known: np.ndarray, tpr: float = 0.95) -> float:
 def fpr_at_tpr(
   known: np.ndarray, unknown: np.ndarray, tpr: float = 0.95
 ) -> float:
-  """Share of unknowns accepted where a share `tpr` of knowns is accepted."""
+  """Share of unknowns accepted where a share `tpr` of knowns is accepted.
+
+  Raises:
+    UserError: as `threshold_at_tpr`.
+  """
+  known, unknown = _finite(known, unknown)
   return float(np.mean(unknown <= threshold_at_tpr(known, tpr)))
 
 
@@ -76,7 +83,11 @@ def oscr(known: np.ndarray, unknown: np.ndarray, correct: np.ndarray) -> float:
   Returns:
     The area (Dhamija et al. 2018), by trapezoids over distinct scores: tied
     samples are accepted together, so a constant score gives accuracy / 2.
+
+  Raises:
+    UserError: where a score is not finite.
   """
+  known, unknown = _finite(known, unknown)
   score = np.concatenate([known, unknown])
   order = np.argsort(score, kind='stable')
   accepted_right = np.concatenate([correct, np.zeros(len(unknown))])[order]
@@ -138,6 +149,7 @@ def macro_f1_half(probability: np.ndarray, label: np.ndarray) -> float:
   The authors' print_results.py. A sample may be in no class (or, at exactly
   one half, in two).
   """
+  probability, label = np.asarray(probability), np.asarray(label)
   num_columns = probability.shape[1]
   column = np.where(label == types.UNKNOWN, num_columns - 1, label)
   truth = column[:, None] == np.arange(num_columns)
@@ -153,7 +165,7 @@ def reject(
 ) -> np.ndarray:
   """Closed-set predictions [N] with -1 where unknown_score > threshold."""
   return np.where(
-    unknown_score > threshold, types.UNKNOWN, closed_prediction
+    np.asarray(unknown_score) > threshold, types.UNKNOWN, closed_prediction
   ).astype(np.int32)
 
 
@@ -194,13 +206,8 @@ def evaluate(
   """
   num_classes = known.probability.shape[1] - 1
   truth = np.append(label, np.full(len(unknown.prediction), types.UNKNOWN))
-  a, b = known.unknown_score, unknown.unknown_score
+  a, b = _finite(known.unknown_score, unknown.unknown_score)
   score = np.append(a, b)
-  if not np.isfinite(score).all():
-    raise types.UserError(
-      f'{np.sum(~np.isfinite(score))} of {len(score)} unknown scores are not '
-      'finite; look at the features they came from'
-    )
 
   def f1_at(t: float) -> float:
     return macro_f1(reject(closed_prediction, score, t), truth, num_classes)
@@ -266,6 +273,18 @@ def _block_statistics(image: np.ndarray) -> dict[str, np.ndarray]:
     'max_pixel': pixels.max(axis=(1, 2, 3)),
     'total_variation': variation[0] + variation[1],
   }
+
+
+def _finite(*scores: np.ndarray) -> list[np.ndarray]:
+  """Them as arrays; a UserError where one is not finite."""
+  found = [np.asarray(x) for x in scores]
+  bad = sum(x.size - np.count_nonzero(np.isfinite(x)) for x in found)
+  if bad:
+    raise types.UserError(
+      f'{bad} of {sum(x.size for x in found)} unknown scores are not finite; '
+      'look at the features they came from'
+    )
+  return found
 
 
 def _joined(

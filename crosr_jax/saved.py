@@ -256,7 +256,11 @@ def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:
 def write_features(
   path: str | os.PathLike, features: Mapping[str, types.Features]
 ) -> None:
-  """Features by part into one npz file, '<part>/<field>' each."""
+  """Features by part into one npz file, '<part>/<field>' each.
+
+  Raises:
+    UsageError: for masked values and for Python objects.
+  """
   _write(pathlib.Path(path), _by_field(features))
 
 
@@ -324,9 +328,18 @@ def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> str:
   """Its SHA-256.
 
   Types that files have no name for, as bfloat16, are written as float32.
+
+  Raises:
+    UsageError: for what a file would not give back as it is.
   """
   found = {key: np.asarray(value) for key, value in arrays.items()}
   for key, array in found.items():
+    types.check_unmasked(f'{path}: {key}', arrays[key])
+    if array.dtype.hasobject:
+      raise types.UsageError(
+        f'{path}: {key} holds Python objects, numbers are needed; leave out '
+        'what there is none of'
+      )
     if array.dtype.isbuiltin == 2 and np.can_cast(array.dtype, np.float32):
       found[key] = array.astype(np.float32)
   with files.aside(path) as file:

@@ -23,9 +23,10 @@ _MOST_OTHERS_OF_MANY = 0.15
 class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
   """CROSR's Weibulls on a classifier's decision values and its features.
 
-  The classifier is trained, then asked for its decision values; together with
-  the features they are the activation vectors, of which CROSR measures how far
-  a sample strays from its class, see vectors.py.
+  The classifier is trained, on a data frame where there is one, then asked for
+  its decision values; together with the features they are the activation
+  vectors, of which CROSR measures how far a sample strays from its class, see
+  vectors.py.
 
   Args:
     estimator: a classifier with `decision_function`, one column per class, or
@@ -86,14 +87,21 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       ValueError: for arguments that cannot be used, and for a class whose tail
         cannot be fitted; the message names it and the way out.
     """
+    given = X
     X, y = validation.validate_data(self, X, y, ensure_min_samples=2)
+    given = _as_given(given, X)
     multiclass.check_classification_targets(y)
     self.classes_, label = np.unique(y, return_inverse=True)
     if len(self.classes_) < 2:
       raise types.UsageError(
         f'at least 2 classes are needed, y has 1 class: {self.classes_[0]!r}'
       )
-    if np.ndim(self.unknown_label):
+    # NaN is not itself, and finds nothing.
+    is_one = self.unknown_label is not None and (
+      not np.ndim(self.unknown_label)
+      and self.unknown_label == self.unknown_label
+    )
+    if not is_one:
       raise types.UsageError(
         f'unknown_label={self.unknown_label!r} is no single label'
       )
@@ -109,6 +117,12 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       raise types.UsageError(
         f'unknown_label={self.unknown_label!r} is a class of y; choose another'
       )
+    count = np.bincount(label)
+    if count.min() < 2:
+      raise types.UserError(
+        f'class {self.classes_[np.argmin(count)]!r} has 1 sample, at least 2 '
+        'are needed to fit it; add some, or leave it out'
+      )
     rows, held_out = np.arange(len(y)), np.zeros(0, np.int64)
     if self.reject_known:
       choice.check_reject_known(self.reject_known)
@@ -122,9 +136,10 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     if start is None:
       start = linear_model.LogisticRegression()
     length = self._length()
-    self.estimator_ = base.clone(start).fit(X[rows], y[rows])
-    found = self._features(X[rows], label[rows])
-    self._check_answers(X[rows], found.logits)
+    trained_on = _rows(given, rows)
+    self.estimator_ = base.clone(start).fit(trained_on, y[rows])
+    found = self._features(trained_on, X[rows], label[rows])
+    self._check_answers(trained_on, found.logits)
     self.weibull_ = weibull.fit(
       found,
       vector=self.vector,
@@ -138,8 +153,11 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       few = choice.too_few(len(held_out), self.reject_known)
       if few:
         warnings.warn(f'{few} (held_out_share).', stacklevel=2)
+      others = self._features(
+        _rows(given, held_out), X[held_out], label[held_out]
+      )
       self.threshold_ = choice.threshold(
-        self.unknown_score(X[held_out]), self.reject_known
+        self._score(others).unknown_score, self.reject_known
       )
     return self
 
@@ -182,11 +200,14 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
 
   def _checked(self, X: Any) -> types.Features:
     validation.check_is_fitted(self)
-    X = validation.validate_data(self, X, reset=False)
-    return self._features(X, np.full(len(X), types.UNKNOWN))
+    given, X = X, validation.validate_data(self, X, reset=False)
+    return self._features(
+      _as_given(given, X), X, np.full(len(X), types.UNKNOWN)
+    )
 
   def _score(self, found: types.Features) -> types.Scores:
-    method = 'crosr_y' if self.vector == 'logits' else 'crosr'
+    is_logits = self.weibull_.vector == 'logits'
+    method = 'crosr_y' if is_logits else 'crosr'
     return scorer.score(found, self.weibull_, method=method)
 
   def _length(self) -> dict[str, Any]:
@@ -201,11 +222,11 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       'needed; reject_known asks for a share of known samples'
     )
 
-  def _check_answers(self, X: np.ndarray, logits: np.ndarray) -> None:
+  def _check_answers(self, X: Any, logits: np.ndarray) -> None:
     """Raises a UsageError where decision values do not say what is predicted.
 
     Args:
-      X: [n, d], the training samples.
+      X: [n, d], the training samples, as the classifier takes them.
       logits: [n, K], their decision values.
     """
     predicted = np.ravel(self.estimator_.predict(X))
@@ -225,7 +246,10 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
         f'{way_out}'
       )
 
-  def _features(self, X: np.ndarray, label: np.ndarray) -> types.Features:
+  def _features(
+    self, given: Any, X: np.ndarray, label: np.ndarray
+  ) -> types.Features:
+    """Of samples as the classifier takes them, and as an array, [n, d]."""
     # One that is frozen may have been trained on others.
     trained = getattr(self.estimator_, 'classes_', self.classes_)
     if not np.array_equal(trained, self.classes_):
@@ -236,14 +260,14 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
         'give it those samples, or train it on these'
       )
     if hasattr(self.estimator_, 'decision_function'):
-      logits = np.asarray(self.estimator_.decision_function(X))
+      logits = np.asarray(self.estimator_.decision_function(given))
     elif not hasattr(self.estimator_, 'predict_proba'):
       raise types.UsageError(
         f'{self.estimator_}: a classifier with decision_function or '
         'predict_proba is needed'
       )
     else:
-      probability = np.asarray(self.estimator_.predict_proba(X))
+      probability = np.asarray(self.estimator_.predict_proba(given))
       logits = np.log(np.maximum(probability, np.finfo(np.float32).tiny))
     if logits.ndim == 1:
       # Of two classes: the log-odds of the second.
@@ -255,3 +279,13 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
         "decision_function_shape='ovr' gives that"
       )
     return types.Features(logits, np.asarray(X), label)
+
+
+def _as_given(given: Any, X: np.ndarray) -> Any:
+  """A data frame, whose columns a classifier may ask for; else the array."""
+  return given if hasattr(given, 'columns') else X
+
+
+def _rows(given: Any, chosen: np.ndarray) -> Any:
+  """Those of what `_as_given` gives."""
+  return given.iloc[chosen] if hasattr(given, 'iloc') else given[chosen]

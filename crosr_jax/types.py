@@ -56,6 +56,15 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     )
 
 
+def check_unmasked(name: str, values: Any) -> None:
+  """Raises a UsageError for NumPy's masked values."""
+  if np.ma.is_masked(values):
+    raise UsageError(
+      f'{name}: {np.ma.count_masked(values)} values are masked, which no '
+      'distance knows of; leave their samples out'
+    )
+
+
 class Batch(NamedTuple):
   """Images as they come, 8-bit for knowns, unknowns and noise alike."""
 

@@ -112,11 +112,7 @@ def check_rows(features: types.Features) -> None:
       f'{logits[0]}, {latent[0]} and {label[0]} rows'
     )
   for name, values in features._asdict().items():
-    if np.ma.is_masked(values):
-      raise types.UsageError(
-        f'{name}: {np.ma.count_masked(values)} values are masked, which no '
-        'distance knows of; leave their samples out'
-      )
+    types.check_unmasked(name, values)
     dtype = np.asarray(values).dtype
     # bfloat16 and its like are of no kind of NumPy's. Labels are looked at
     # where they are read.

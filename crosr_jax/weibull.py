@@ -247,9 +247,6 @@ def _fit(
     tails.add(label, distance)
   if everyone is not alone:
     tails.share(everyone)
-  _warn_far(usual, tails.padded(np.ones_like(count))[:, 0], class_names)
-  if vector == 'neighbour':
-    _warn_close(np.square(usual.part_mean[:, 0]), class_names)
   models = []
   for size, keep, (tail_size, _) in zip(wanted, kept, lengths, strict=True):
     _warn_short(size, count, tail_size, class_names)
@@ -277,6 +274,9 @@ def _fit(
         neighbours=vectors.NEIGHBOURS if vector == 'neighbour' else 0,
       )
     )
+  _warn_far(usual, tails.padded(np.ones_like(count))[:, 0], class_names)
+  if vector == 'neighbour':
+    _warn_close(np.square(usual.part_mean[:, 0]), class_names)
   return models
 
 
@@ -314,9 +314,12 @@ def fit_tails(
   # An array stays one: for 1,000 classes, rows alone would cost as much as the
   # fit.
   rows: Any = distances
-  if isinstance(distances, np.ndarray):
+  if isinstance(distances, np.ndarray) and distances.dtype != object:
+    types.check_unmasked('distances', distances)
     rows = np.asarray(distances, np.float64).reshape(len(distances), -1)
   else:
+    for i, row in enumerate(distances):
+      types.check_unmasked(f'class {i}', row)
     rows = [np.asarray(row, np.float64).ravel() for row in distances]
   count = np.array([len(row) for row in rows])
   for k in np.flatnonzero(count < 2):
@@ -464,6 +467,12 @@ def _maximum_likelihood(
   spread = log_v.max(axis=1)
   # Two samples are equally far from their mean: what rounding makes of that is
   # no tail.
+  for k in np.flatnonzero(~np.isfinite(spread)):
+    raise types.UserError(
+      f'class {_name(k, class_names)}: from {smallest[k]:g} to '
+      f'{np.nanmax(tail[k]):g} its distances reach farther than float64 '
+      'counts; divide all by one number'
+    )
   moves = difference.max(axis=1) > blocks.ROUNDING * np.abs(smallest)
   _check_spread(np.where(moves, spread, 0.0), smallest, count, class_names)
   _warn_fine(spread, difference, translate, class_names)

@@ -48,6 +48,36 @@ def test_rejects_what_was_asked_for(generator, vector):
     assert choice.decision(rejected, wanted) == 'argmax'
 
 
+def test_a_choice_is_made_on_known_samples_alone(generator):
+  train, held_out = _features(generator, 3_000), _features(generator, 600)
+  fields = {'vector': 'joint', 'scaling': 'none', 'reject_known': 0.02}
+  expected = choice.tail(train, held_out, **fields)
+  is_unknown = np.arange(3_000) % 10 == 0
+  known = choice.tail(train.rows(~is_unknown), held_out, **fields)
+  assert known != expected
+  labelled = train._replace(
+    label=np.where(is_unknown, types.UNKNOWN, train.label)
+  )
+  assert choice.tail(labelled, held_out, **fields) == known
+  for label in (types.UNKNOWN, held_out.logits.shape[1]):
+    others = held_out._replace(label=held_out.label.copy())
+    others.label[:7] = label
+    told = f'7 samples of no known class, labelled {label}'
+    with pytest.raises(types.UsageError, match=told):
+      choice.tail(train, others, **fields)
+  with pytest.raises(types.UsageError, match=r"take vector='joint'"):
+    choice.tail(train, held_out, **fields | {'vector': 'logits'})
+
+
+def test_scores_that_give_no_threshold():
+  for scores, told in (
+    (np.arange(20.0)[:, None], r'must be \[n\], got shape \(20, 1\)'),
+    (np.ma.masked_greater(np.arange(20.0), 9), '10 values are masked'),
+  ):
+    with pytest.raises(types.UsageError, match=told):
+      choice.threshold(scores, 0.05)
+
+
 def test_another_share_of_the_same_trials(generator):
   parts = _features(generator, 6_000), _features(generator, 3_000)
   fields = {'vector': 'joint', 'scaling': 'none'}

@@ -80,6 +80,25 @@ def test_thresholds_keep_the_share():
     metrics.threshold_at_tpr(np.zeros(0))
 
 
+def test_scores_that_are_not_finite_are_told():
+  known, unknown = np.array([1.0, np.nan, 3.0]), np.ones(3)
+  for call in (
+    lambda: metrics.threshold_at_tpr(known),
+    lambda: metrics.fpr_at_tpr(known, unknown),
+    lambda: metrics.fpr_at_tpr(unknown, known),
+    lambda: metrics.oscr(known, unknown, np.ones(3)),
+  ):
+    with pytest.raises(types.UserError, match=r'1 of \d unknown scores are'):
+      call()
+
+
+def test_lists_are_as_arrays():
+  probability, label = np.eye(4)[[0, 1, 2, 3, 3]], [0, 1, 2, -1, -1]
+  assert metrics.macro_f1_half(probability.tolist(), label) == 1
+  assert metrics.fpr_at_tpr([1, 2], [0, 5]) == 0.5
+  assert metrics.reject([0, 1], [1.0, 3.0], 2.0).tolist() == [0, -1]
+
+
 @given(_scores)
 def test_threshold_is_the_smallest_that_keeps_it(known):
   known = np.array(known)

@@ -169,6 +169,22 @@ def test_it_runs_no_code(tmp_path, generator):
     saved.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'reconstruction_error': None}, 'reconstruction_error holds Python obj'),
+    ({'label': np.zeros(2, object)}, 'train/label holds Python objects'),
+    ({'latent': np.ma.masked_less(np.eye(2), 1)}, 'latent: 2 values are mask'),
+  ],
+)
+def test_what_no_file_gives_back_is_not_written(tmp_path, change, words):
+  good = types.Features(np.ones((2, 3)), np.ones((2, 2)), np.zeros(2, np.int32))
+  path = tmp_path / 'x.npz'
+  with pytest.raises(types.UsageError, match=words):
+    saved.write_features(path, {'train': good._replace(**change)})
+  assert not path.exists()
+
+
 def test_a_member_that_is_no_array(tmp_path):
   path = tmp_path / 'x.npz'
   ones = types.Features(np.ones((2, 3)), np.ones((2, 2)), np.zeros(2, np.int32))

@@ -1,10 +1,14 @@
 """OpenSetClassifier as a member of scikit-learn's family."""
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import weibull_min
 from sklearn import (
   calibration,
+  compose,
   datasets,
   ensemble,
   frozen,
@@ -48,6 +52,41 @@ def digits():
   return *model_selection.train_test_split(
     X[known], y[known], stratify=y[known], random_state=0
   ), X[~known]
+
+
+def test_a_classifier_sees_the_data_frame_that_is_given(digits):
+  train, test, label, _, _ = digits
+  names = [f'pixel {i}' for i in range(64)]
+  frame, new = (
+    pd.DataFrame(x, columns=names, index=np.arange(len(x))[::-1])
+    for x in (train, test)
+  )
+  by_name = compose.make_column_transformer(
+    (preprocessing.StandardScaler(with_std=False), names)
+  )
+  inner = pipeline.make_pipeline(by_name, svm.SVC())
+  with warnings.catch_warnings():
+    # Of missing names, scikit-learn warns.
+    warnings.simplefilter('error')
+    model = OpenSetClassifier(inner, vector='logits').fit(frame, label)
+    found = model.predict(new)
+  assert list(model.feature_names_in_) == names
+  scaled = pipeline.make_pipeline(
+    preprocessing.StandardScaler(with_std=False), svm.SVC()
+  )
+  plain = OpenSetClassifier(scaled, vector='logits').fit(train, label)
+  np.testing.assert_array_equal(found, plain.predict(test))
+  assert model.threshold_ == pytest.approx(plain.threshold_)
+
+
+def test_a_class_of_one_sample_is_named(digits):
+  train, _, label, _, _ = digits
+  rows = np.r_[np.flatnonzero(label < 2), np.flatnonzero(label == 5)[:1]]
+  names = np.array(['a', 'b', '', '', '', 'zebra'])
+  for reject_known in (0.0, 0.05):
+    model = OpenSetClassifier(unknown_label='?', reject_known=reject_known)
+    with pytest.raises(types.UserError, match=r"'zebra'.* has 1 sample"):
+      model.fit(train[rows], names[label[rows]])
 
 
 @pytest.mark.parametrize(
@@ -238,6 +277,8 @@ def test_errors(digits):
     ({'tail': True}, 'tail=True: a number from 2'),
     ({'unknown_label': 'none'}, 'another kind'),
     ({'unknown_label': [1]}, r'\[1\] is no single label'),
+    ({'unknown_label': None}, 'None is no single label'),
+    ({'unknown_label': float('nan')}, 'nan is no single label'),
     (
       {'estimator': svm.SVC(decision_function_shape='ovo')},
       '21 decision values for 7 classes',

@@ -121,6 +121,38 @@ def test_ragged_and_rectangular_agree(generator):
   np.testing.assert_allclose(np.array(ragged)[:, :3], together, rtol=1e-13)
 
 
+def test_rows_of_an_array_of_objects(generator):
+  """As MATLAB's files and np.load give arrays of other lengths."""
+  rows = [generator.gamma(5.0, size=n) for n in (30, 50)]
+  objects = np.empty(2, object)
+  objects[:] = rows
+  np.testing.assert_array_equal(
+    weibull.fit_tails(objects, tail_size=20),
+    weibull.fit_tails(rows, tail_size=20),
+  )
+
+
+def test_distances_that_no_tail_has(generator):
+  rows = generator.gamma(5.0, size=(2, 30))
+  masked = np.ma.masked_greater(rows, np.sort(rows[1])[-3])
+  for distances in (masked, list(masked)):
+    with pytest.raises(types.UsageError, match='values are masked'):
+      weibull.fit_tails(distances, tail_size=20)
+  rows[1, :2] = -1e308, 1e308
+  with pytest.raises(types.UserError, match=r'class 1: from -1e\+308 to'):
+    weibull.fit_tails(rows, tail_size=30)
+
+
+def test_no_advice_on_a_tail_that_cannot_be_fitted():
+  """Of one-hot logits: that they are far from 0 is not what is wrong."""
+  label = np.arange(300) % 3
+  same = types.Features(6 * np.eye(3)[label], np.zeros((300, 0)), label)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    with pytest.raises(types.UserError, match='of its tail all equal 0'):
+      weibull.fit(same, vector='logits', tail_size=20)
+
+
 def test_order_and_small_values_do_not_matter(generator):
   distances = generator.gamma(5.0, size=100)
   shuffled = generator.permutation(distances)
