@@ -10,6 +10,7 @@ trained, and of the run's folder nothing else is changed.
 """
 
 import json
+import math
 
 from absl import flags
 
@@ -57,6 +58,11 @@ def main() -> None:
     print(f'\nPicture: {path}')
 
 
+def _share(value: float) -> str:
+  """Of samples; a dash of none."""
+  return '–' if math.isnan(value) else f'{value:.1%}'
+
+
 def _table(found) -> str:
   """For people; `found` is a diagnosis.Diagnosis."""
   names = [cli.in_line(row.name) for row in found.rows]
@@ -73,8 +79,8 @@ def _table(found) -> str:
     )
     lines.append(
       f'{name:{width}}  {train:>15} {held_out:>15} {row.tail_begin:7.2f} '
-      f'{row.half:8.2f} {row.tail_count:7d} {row.rejected_held_out:8.1%} '
-      f'{row.rejected_test:6.1%}'
+      f'{row.half:8.2f} {row.tail_count:7d} '
+      f'{_share(row.rejected_held_out):>8} {_share(row.rejected_test):>6}'
     )
   rejected = ', '.join(f'{k} {v:.1%}' for k, v in found.rejected.items())
   accuracy = ', '.join(f'{k} {v:.1%}' for k, v in found.accuracy.items())

@@ -214,7 +214,7 @@ def _with_unknown(known: _Known, workdir: pathlib.Path) -> _Known:
   from crosr_jax import data, openset, saved
 
   model = openset.load(workdir)
-  known_folders, is_all_known = saved.image_folders(workdir, known.class_names)
+  known_folders, is_all_known = saved.image_folders(known.info)
   for asked in _UNKNOWN.value:
     if files.user_path(asked).is_dir():
       data.check_apart(
@@ -268,6 +268,7 @@ def _result(
     },
     'notes': [
       *judge.promise(scored, decision['decision'], decision['reject_known']),
+      *judge.untested(test, known.class_names),
       *scored.notes,
     ],
   }

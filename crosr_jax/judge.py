@@ -228,6 +228,25 @@ def promise(scored: Scored, decision: str, reject_known: float) -> list[str]:
   ]
 
 
+def untested(test: types.Features, class_names: Sequence[str]) -> list[str]:
+  """What to know where a known class has no test sample.
+
+  Args:
+    test: the known test part.
+    class_names: K.
+  """
+  count = np.bincount(test.label, minlength=len(class_names))
+  names = [class_names[int(k)] for k in np.flatnonzero(count == 0)]
+  if not names:
+    return []
+  more = ', ...' if len(names) > 5 else ''
+  return [
+    f'No test sample is of {", ".join(names[:5])}{more}: F1 of such a class is '
+    '0 in every mean of F1, whatever the net does. Test on more samples '
+    '(data.test_share).'
+  ]
+
+
 def check_parts(parts: Mapping[str, types.Features], path: str) -> None:
   """Raises a UsageError where a part is missing, or not as the others.
 

@@ -358,6 +358,7 @@ def _result(
       *judge.promise(
         scored, config.scorer.decision, config.scorer.reject_known
       ),
+      *judge.untested(test, benchmark.class_names),
       *([_CONTROL] if recipe and settings.lateral(config) == 'none' else []),
       *([] if benchmark.unknown else ['No unknown set was scored.']),
       duplicates.told(repeated),
@@ -451,6 +452,16 @@ def _model_info(
       if found.classes
     },
     'evaluation_seed': config.data.evaluation_seed,
+    'known_images': {
+      'folders': {
+        f'data.{field}': os.path.abspath(files.user_path(config.data[field]))
+        for field in ('train_dir', 'test_dir')
+        if config.data.get(field)
+      },
+      'is_all_known': not (
+        config.data.unknown_classes or config.data.get('splits')
+      ),
+    },
     'source_step': trained.evaluated_step,
     'config_sha256': binding.digest(config),
     'versions': _versions(),

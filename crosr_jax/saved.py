@@ -5,7 +5,8 @@ Layout of a workdir, for whoever uses the model:
   fitted.npz     class means and Weibulls of every method; the unknown scores of
                  the samples held out for thresholds
   features.npz   features of every part, unless report.features is off
-  added.npz      classes that were added since, if any
+  added.npz      classes that were added since, if any; added-<digest>.npz, to
+                 another fit, with which they come back
   model.json     all else that an answer needs, and all digests
 Nothing that is read can run code, and files are read only if they belong
 together: model.json is written last.
@@ -18,7 +19,7 @@ import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,13 +65,17 @@ def save(
     digests['features_sha256'] = _write(path, _by_field(features))
   added = workdir / 'added.npz'
   if added.exists() and not _read_added(added, digests['fitted_sha256']):
-    old = added.with_suffix('.npz.old')
+    old = _kept_aside(workdir, _fit_of(added))
     logging.warning(
       '%s belongs to what was fitted before and is now %s; add its classes '
-      'again',
+      'again, or fit as before',
       *(added, old.name),
     )
     added.replace(old)
+  kept = _kept_aside(workdir, digests['fitted_sha256'])
+  if kept.exists() and not added.exists():
+    logging.info('%s is of this fit: its classes are known again', kept)
+    kept.replace(added)
   info = {**saved.info, 'format': FORMAT, **digests}
   info['sha256'] = files.digest(info)
   files.write_text(
@@ -118,25 +123,28 @@ def check_output(path: pathlib.Path, workdir: pathlib.Path) -> None:
     raise types.UsageError(f"{path} is the run's own; name another file")
 
 
-def image_folders(
-  workdir: pathlib.Path, class_names: Sequence[str]
-) -> tuple[dict[str, str], bool]:
+def image_folders(info: Mapping[str, Any]) -> tuple[dict[str, str], bool]:
   """Folders of known images that a run was made of, by field, if any.
 
-  Those that are there: with sub-folders of these names. And whether every class
-  in them was known.
+  Those that are there, with a sub-folder of a class; of others it is said that
+  they are not. And whether every class in them was known.
+
+  Args:
+    info: of `load_info`.
   """
-  try:
-    of_data = dict(json.loads((workdir / 'config.json').read_text())['data'])
-  except (LookupError, OSError, RecursionError, TypeError, ValueError):
-    # Of a bucket it is not fetched; and it is no part of the model.
-    return {}, True
+  # A run of before tells of none.
+  of_run = info.get('known_images', {})
   found = {}
-  for field in ('train_dir', 'test_dir'):
-    folder = os.path.expanduser(str(of_data.get(field) or ''))
-    if folder and all(os.path.isdir(f'{folder}/{x}') for x in class_names):
-      found[f'data.{field}'] = folder
-  return found, not (of_data.get('unknown_classes') or of_data.get('splits'))
+  for field, folder in of_run.get('folders', {}).items():
+    if any(os.path.isdir(f'{folder}/{x}') for x in info['class_names']):
+      found[field] = folder
+    else:
+      logging.warning(
+        '%s=%s is not there: whether images of it come as unknown cannot be '
+        'looked at',
+        *(field, folder),
+      )
+  return found, of_run.get('is_all_known', True)
 
 
 def load_info(workdir: pathlib.Path) -> dict[str, Any]:
@@ -220,6 +228,20 @@ def load_added(
     )
   names = tuple(map(str, arrays.pop('class_names')))
   return extension.Extension(names, **arrays)
+
+
+def _kept_aside(workdir: pathlib.Path, fitted_sha256: str) -> pathlib.Path:
+  """Where the classes are that were added to another fit."""
+  return workdir / f'added-{fitted_sha256[:12] or "damaged"}.npz'
+
+
+def _fit_of(path: pathlib.Path) -> str:
+  """SHA-256 of the fit that classes were added to; '' where damaged."""
+  try:
+    return str(_arrays(path.read_bytes()).get('fitted_sha256', ''))
+  except Exception:
+    # As in `_read_added`.
+    return ''
 
 
 def _read_added(

@@ -179,6 +179,24 @@ def test_medians_of_nothing(generator):
   assert diagnosis._ratio([half, nothing]) == 2.0
 
 
+def test_a_class_without_a_test_sample(generator):
+  rng, label = generator, np.arange(60) % 3
+  logits = 6 * np.eye(3)[label] + rng.normal(size=(60, 3))
+  whole = types.Features(logits, np.zeros((60, 0)), label)
+  parts = dict.fromkeys(types.PARTS, whole)
+  parts['test'] = whole.rows(label != 1)
+  assert judge.untested(whole, 'abc') == []
+  (told,) = judge.untested(parts['test'], 'abc')
+  assert told.startswith('No test sample is of b: F1 of such a class is 0')
+  scored = judge.score(
+    parts, 'abc', **_RECIPE, decision='argmax', reject_known=0.02
+  )
+  found = diagnosis.examine(scored, 'abc', reject_known=0.02, unknown={})
+  assert np.isnan([x.rejected_test for x in found.rows]).tolist() == [
+    False, True, False,
+  ]  # fmt: skip
+
+
 def test_the_command(digits_run, run_command):
   workdir, _ = digits_run
   before = {p.name: p.stat().st_mtime_ns for p in workdir.iterdir()}

@@ -309,8 +309,18 @@ def test_kept_and_dropped(digits_copy, sevens, caplog):
   saved.save(digits_copy, found._replace(held_out=found.held_out[1:]))
   with pytest.raises(types.UsageError, match='was fitted again since'):
     larger.save_added(digits_copy)
-  assert (digits_copy / 'added.npz.old').read_bytes() == whole
+  (aside,) = digits_copy.glob('added-*.npz')
+  assert aside.read_bytes() == whole
   assert not path.exists() and 'add its classes again' in caplog.text
+  # Others may be added to that one; each comes back with its fit.
+  other = openset.load(digits_copy).with_class('eight', sevens)
+  other.save_added(digits_copy)
+  saved.save(digits_copy, found)
+  assert path.read_bytes() == whole and not aside.exists()
+  assert openset.load(digits_copy).class_names[-1] == 'seven'
+  saved.save(digits_copy, found._replace(held_out=found.held_out[1:]))
+  assert openset.load(digits_copy).class_names[-1] == 'eight'
+  assert aside.read_bytes() == whole
   flips = [
     bytes([*whole[:i], whole[i] ^ 255, *whole[i + 1 :]])
     for i in range(0, len(whole), len(whole) // 40)

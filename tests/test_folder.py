@@ -241,13 +241,6 @@ def test_known_images_cannot_come_as_unknown(photos, unknown):
     types.UsageError, match=r'unknown_dirs: .* lies in data\.train_dir=.* known'
   ):
     pipeline.run(config, 'folder', workdir, photos / 'data')
-  # As a finished run tells of it.
-  workdir.mkdir()
-  binding.bind(config, workdir)
-  told = {'data.train_dir': str(photos / 'known')}
-  assert saved.image_folders(workdir, ['fig', 'pear']) == (told, True)
-  # Another folder of that name.
-  assert saved.image_folders(workdir, ['fig', 'cup']) == ({}, True)
   # A class that is not known may come, and no other.
   if unknown == 'known/fig':
     for kept_back in ((0,), (2,)):
@@ -262,8 +255,24 @@ def test_known_images_cannot_come_as_unknown(photos, unknown):
     config.data.splits = ()
     config.data.unknown_classes = (1,)
     settings.check_apart(config, workdir)
-    binding.bind(config, workdir)
-    assert saved.image_folders(workdir, ['pear']) == (told, False)
+
+
+def test_a_finished_run_tells_of_the_folders_of_its_images(photos, caplog):
+  """Wherever it is asked, and where a class of them is gone."""
+  folder = str(photos / 'known')
+  info = {
+    'class_names': ['fig', 'cup'],
+    'known_images': {
+      'folders': {'data.train_dir': folder}, 'is_all_known': False,
+    },
+  }  # fmt: skip
+  assert saved.image_folders(info) == ({'data.train_dir': folder}, False)
+  assert not caplog.messages
+  # Another folder of that name.
+  assert saved.image_folders({**info, 'class_names': ['cup']}) == ({}, False)
+  assert f'{folder} is not there: whether' in caplog.text
+  # One of before.
+  assert saved.image_folders({'class_names': ['fig']}) == ({}, True)
 
 
 @pytest.mark.parametrize('test', ['known', 'known/fig', '.', 'link'])

@@ -262,6 +262,19 @@ def test_one_bad_file_never_stops_the_rest(workdir, predict, pictures):
   assert '1 files that are no images are left out' in process.stderr
 
 
+def test_images_of_other_names(predict, pictures, workdir):
+  """A folder's images are those that training would find there."""
+  folder, _ = pictures
+  (folder / '0' / '00.png').rename(folder / '0' / '00')
+  with Image.open(folder / '0' / '01.png') as picture:
+    picture.save(folder / '0' / '01.jfif', 'JPEG')
+  (folder / '0' / 'notes.txt').write_text('BUT no image')
+  process = predict(f'--workdir={workdir}', '--format=json', folder / '0')
+  names = [pathlib.Path(x['path']).name for x in json.loads(process.stdout)]
+  assert names[:3] == ['00', '01.jfif', '01.png'] and 'notes.txt' not in names
+  assert '1 files that are no images are left out' in process.stderr
+
+
 def test_twenty_kinds_of_bad_file(workdir, predict, pictures, tmp_path):
   folder, _ = pictures
   photo = Image.new('RGB', (30, 20), (90, 20, 50))

@@ -89,6 +89,20 @@ def test_digits_on_noise(digits):
   assert {u.num_classes for u in made.values()} == {1}
 
 
+def test_known_images_cannot_come_as_they_are(digits):
+  """A photograph has no background of 0 to put noise on."""
+  bright = np.maximum(digits, 1)
+  bright[:3] = digits[:3]
+  with pytest.raises(
+    types.UsageError,
+    match=f'mnist_noise leaves {len(digits) - 3} of {len(digits)} known test',
+  ):
+    _make(bright, 'mnist_noise')
+  assert list(_make(bright, 'mnist_noise:sum', 'noise')) == [
+    'mnist_noise_sum', 'noise',
+  ]  # fmt: skip
+
+
 def test_omniglot_polarity_and_counts(digits, drawings):
   entries = ['omniglot', *(f'omniglot:{r}' for r in _RECIPES[1:])]
   made = _make(digits, *entries, max_unknown=20)

@@ -22,6 +22,8 @@ from crosr_jax import types
 
 FORMATS = ('BMP', 'JPEG', 'PNG', 'WEBP')
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
+# Of BMP, JPEG and PNG.
+_STARTS = (b'BM', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n')
 # More than nearly any camera takes; a small file that claims more is a trap.
 MOST_PIXELS = 150_000_000
 # Of a photograph that is decoded at less than its size: at least this many
@@ -216,8 +218,16 @@ def read_all(
 
 
 def is_image(path: str | os.PathLike) -> bool:
-  """By its name."""
-  return pathlib.Path(path).suffix.lower() in SUFFIXES
+  """By its name, or else by how it begins."""
+  if pathlib.Path(path).suffix.lower() in SUFFIXES:
+    return True
+  try:
+    with open(path, 'rb') as file:
+      start = file.read(12)
+  except OSError:
+    return False
+  is_webp = start[:4] == b'RIFF' and start[8:] == b'WEBP'
+  return is_webp or start.startswith(_STARTS)
 
 
 def _read_or_say(

@@ -105,8 +105,23 @@ def make(
       text += f'; classes {", ".join(map(str, positions))} alone'
     generator = np.random.default_rng([seed, zlib.crc32(key.encode())])
     image = chosen.make(start[found.start], known.shape[1:], generator)
+    if found.start is None:
+      _check_changed(key, start[None], image, field)
     made[key] = Unknown(image, num_classes, text, tuple(positions))
   return made
+
+
+def _check_changed(
+  name: str, known: np.ndarray, made: np.ndarray, field: str
+) -> None:
+  """Raises a UsageError where images made of known ones are these."""
+  axes = tuple(range(1, known.ndim))
+  same = np.count_nonzero((np.asarray(known) == made).all(axis=axes))
+  if same:
+    raise types.UsageError(
+      f'{field}: {name} leaves {same} of {len(known)} known test images as '
+      "they are, which cannot come as unknown; name another set, 'noise' for one"
+    )
 
 
 def _check_shape(name: str, recipe: str, shape: Shape, field: str) -> None:
