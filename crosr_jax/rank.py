@@ -33,6 +33,7 @@ _UNREAD = {
   'weibull.tail': 'every recipe has tails of its own',
   'scorer.': 'all that it decides is ranked for several shares',
   'evaluation.': 'no unknown is read',
+  'report.': 'it has none of that kind',
 }
 
 

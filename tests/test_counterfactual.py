@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import CONFIGS
 from scipy import special
 
 from crosr_jax import (
@@ -14,6 +15,7 @@ from crosr_jax import (
   counterfactual,
   features,
   models,
+  pipeline,
   saved,
   scorer,
   train,
@@ -187,8 +189,20 @@ def _fit(workdir, **changes):
 
 def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
   changes = {'steps_per_dispatch': 2, 'data_on_device': 'always'}
-  whole = _fit(tmp_path / 'a', **changes)
-  save = checkpoint.Checkpoints.save
+  save, states = checkpoint.Checkpoints.save, []
+
+  def note(self, step, state, *rest, **kwargs):
+    states.append(state)
+    save(self, step, state, *rest, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', note)
+    whole = _fit(tmp_path / 'a', **changes)
+  # All three nets learn; but of the critic, who compares, nothing is added to
+  # what it says.
+  for name, fixed in (('params', 0), ('critic', 1)):
+    before, after = (jax.tree.leaves(getattr(x, name)) for x in states)
+    assert sum(map(np.array_equal, before, after)) == fixed
 
   def cut(self, step, *rest, **kwargs):
     save(self, step, *rest, **kwargs)
@@ -199,16 +213,12 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
       _fit(tmp_path / 'b', **changes)
   resumed = _fit(tmp_path / 'b', **changes)
-  jax.tree.map(
-    np.testing.assert_array_equal, whole.state.params, resumed.state.params
-  )
+  jax.tree.map(np.testing.assert_array_equal, whole.state, resumed.state)
   assert whole.history == resumed.history
   assert [row['step'] for row in whole.history] == [2, 3, 4, 6]
   # Again: nothing is left to do.
   again = _fit(tmp_path / 'b', **changes)
-  jax.tree.map(
-    np.testing.assert_array_equal, whole.state.params, again.state.params
-  )
+  jax.tree.map(np.testing.assert_array_equal, whole.state, again.state)
   assert again.seconds == resumed.seconds
 
 
@@ -438,6 +448,36 @@ _JOB = (
 def job(run_command):
   """Runs the main job with the system on; returns the finished process."""
   return functools.partial(run_command, *_JOB)
+
+
+def test_the_classifier_is_trained_on_what_is_generated(tmp_path, monkeypatch):
+  image = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8, 1)
+  images = counterfactual.Images(np.arange(5), image, image, *[np.ones(5)] * 3)
+  made = counterfactual.Generated(images, 1.0, {})
+  # Fields of a config are those that they take.
+  monkeypatch.setattr(
+    counterfactual,
+    'generate',
+    functools.wraps(counterfactual.generate)(lambda *_, **__: made),
+  )
+  seen = {}
+
+  @functools.wraps(train.fit_all)
+  def fit_all(model, training, *others, **fields):
+    seen.update(model=model, training=training)
+    raise types.UserError('enough')
+
+  monkeypatch.setattr(train, 'fit_all', fit_all)
+  config = CONFIGS['digits'].copy_and_resolve_references()
+  config.model.lateral, config.counterfactual.count = 'none', 5
+  with pytest.raises(types.UserError, match='enough'):
+    pipeline.run(config, 'digits', tmp_path, tmp_path)
+  training = seen['training']
+  np.testing.assert_array_equal(training.image[-5:], image)
+  # The class after seven known ones.
+  assert training.label[-5:].tolist() == [7] * 5
+  assert set(training.label[:-5].tolist()) == set(range(7))
+  assert seen['model'].head.num_classes == 8
 
 
 def test_main_job(job, tmp_path):

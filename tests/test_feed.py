@@ -66,6 +66,9 @@ def test_a_step_sees_the_same(parallel, count, balanced):
   np.testing.assert_array_equal(host['image'], samples.image[index])
   np.testing.assert_array_equal(host['label'], samples.label[index])
   assert host['mask'].all() and len(np.unique(index)) > 16
+  # Of 70 samples 60 % are of one class.
+  share = np.bincount(host['label'].ravel()) / host['label'].size
+  assert share.max() < 0.45 if balanced else share.max() > 0.5
 
 
 def test_images_on_devices_are_flat_and_rows_cross():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import CONFIGS
 from scipy import ndimage
+from scipy.spatial import distance
+from sklearn import covariance
 
 from crosr_jax import data, files, ranking, types, weibull
 from crosr_jax.data import standins
@@ -142,6 +144,37 @@ def test_candidates_by_hand(generator):
   model = weibull.fit(known, **ranking._EVIDENCE)
   score = ranking._distance_of(model, ranking._shortfall(known))
   np.testing.assert_allclose(score(known), shortfall, rtol=1e-6)
+
+
+def test_distances_of_others_by_hand(generator):
+  """Nearest neighbours and Mahalanobis, by brute force."""
+  label = np.arange(90) % 3
+  known, asked = (
+    types.Features(
+      (generator.normal(size=(90, 3)) + 4 * np.eye(3)[label]).astype('f4'),
+      generator.normal(size=(90, 4)).astype('f4'),
+      label,
+    )
+    for _ in range(2)
+  )
+  rows, asked_rows = (
+    np.concatenate([x.logits, x.latent], axis=1, dtype=np.float64)
+    for x in (known, asked)
+  )
+  units = [
+    x / np.linalg.norm(x, axis=1, keepdims=True) for x in (asked_rows, rows)
+  ]
+  expected = np.sort(distance.cdist(*units), axis=1)[:, 19]
+  found = ranking._nearest(known)(asked)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  right = known.logits.argmax(axis=1) == label
+  rows, label = rows[right], label[right]
+  mean = np.stack([rows[label == k].mean(axis=0) for k in range(3)])
+  shrunk = covariance.ledoit_wolf(rows - mean[label])[0]
+  inverse = np.linalg.inv(shrunk)
+  each = distance.cdist(asked_rows, mean, 'mahalanobis', VI=inverse)
+  found = ranking._mahalanobis(known)(asked)
+  np.testing.assert_allclose(found, each.min(axis=1), rtol=1e-4)
 
 
 def _changes(workdir):

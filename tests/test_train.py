@@ -14,6 +14,7 @@ from scipy import stats
 from crosr_jax import (
   checkpoint,
   exported,
+  feed,
   loop,
   mixing,
   models,
@@ -149,11 +150,84 @@ def test_steps_of_one_program(monkeypatch, parallel, together, is_unrolled):
   )
 
 
+def test_each_sample_of_each_step_has_a_key_of_its_own(monkeypatch):
+  """Augmentation and loss draw from it: by the step and the sample's number."""
+
+  def bits(keys):
+    data = jax.random.key_data(keys)
+    return jnp.stack([data >> 16, data & 0xFFFF], 1).astype(jnp.float32)
+
+  def loss(params, batch_stats, model, samples, keys, *others):
+    seen = {'augmentation': samples.image, 'loss': bits(keys)}
+    return 0.0 * params['w'], (seen, batch_stats)
+
+  monkeypatch.setattr(train, 'loss_fn', loss)
+  rule, rate = optimizer.build(10, **_PLAIN)
+  key, number = jax.random.key(3), np.array([5, 9, 5 + 64], np.int32)
+  batch = types.Batch(
+    np.zeros((3, 2, 2, 1), np.uint8), np.zeros(3, np.int32), np.ones(3, bool)
+  )
+  params = {'w': jnp.float32(1)}
+  step = functools.partial(
+    train.replica_step,
+    model=None,
+    rule=rule,
+    rate=rate,
+    augmentation=lambda image, keys: bits(keys),
+    key=key,
+    reconstruction_weight=1.0,
+    label_smoothing=0.0,
+    average=0.0,
+  )
+  run = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name='batch'))
+  for taken in (0, 1):
+    state = train.TrainState(jnp.int32(taken), params, {}, rule.init(params))
+    _, seen = run(state, jax.tree.map(lambda x: x[None], (batch, number)))
+    of_step = jax.random.fold_in(key, taken)
+    expected = bits(jnp.stack([jax.random.fold_in(of_step, n) for n in number]))
+    for name in ('augmentation', 'loss'):
+      np.testing.assert_array_equal(seen[name][0], expected)
+
+
+class _AskedError(Exception):
+  """What a stage of `fit` was called with, in place of it."""
+
+
+def _asked(monkeypatch, module, name):
+  def stop(*args, **fields):
+    raise _AskedError(args, fields)
+
+  monkeypatch.setattr(module, name, stop)
+  return pytest.raises(_AskedError)
+
+
+@pytest.mark.parametrize('balanced', [False, True])
+def test_balanced_is_handed_on(tmp_path, monkeypatch, balanced):
+  with _asked(monkeypatch, feed, 'build') as found:
+    _fit(tmp_path, balanced=balanced)
+  assert found.value.args[1]['balanced'] is balanced
+
+
+def test_a_net_begins_with_images_of_all_classes(tmp_path, monkeypatch):
+  """Which a layer that whitens is made from; data may be sorted."""
+  label = np.repeat(np.arange(3, dtype=np.int32), 700)
+  image = np.broadcast_to(label[:, None, None, None], (2100, 8, 8, 1))
+  samples = splits.Labelled(image.astype(np.uint8), label)
+  with _asked(monkeypatch, models, 'init') as found:
+    train.fit(_net(), samples, samples, tmp_path, **_FIT)
+  seen = np.asarray(found.value.args[0][1])
+  assert len(seen) < 700 and set(np.unique(seen)) == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
-  ('smoothing', 'noise', 'cutout', 'turns'),
-  [(0.0, 0.0, 0, ()), (0.2, 0.3, 4, ()), (0.2, 0.3, 4, (90, 270))],
+  ('smoothing', 'noise', 'cutout', 'turns', 'mixup'),
+  [
+    (0.0, 0.0, 0, (), 0.0),
+    (0.2, 0.3, 4, (), 0.0),
+    (0.2, 0.3, 4, (90, 270), 0.3),
+  ],
 )
-def test_loss_by_hand(smoothing, noise, cutout, turns):
+def test_loss_by_hand(smoothing, noise, cutout, turns, mixup):
   # What is seen in evaluation is no matter here.
   net = _net(eval_crop=6, rotation_classes=turns)
   samples = _samples(8)
@@ -172,6 +246,7 @@ def test_loss_by_hand(smoothing, noise, cutout, turns):
       smoothing,
       noise=noise,
       cutout=cutout,
+      mixup=mixup,
     )
     return loss, metrics
 
@@ -184,6 +259,15 @@ def test_loss_by_hand(smoothing, noise, cutout, turns):
     image, which = map(np.asarray, mixing.turned(image, keys, turns))
     label = label + 3 * which
     assert len(set(which)) > 1
+  num_classes = 9 if turns else 3
+  soft = (1 - smoothing) * np.eye(num_classes)[label] + smoothing / num_classes
+  if mixup:
+    mixed = jax.vmap(
+      lambda keys, *rows: jax.tree.map(mixing.mixer(keys, mixup), rows),
+      axis_name='batch',
+    )(keys[None], image[None], soft.astype(np.float32)[None])
+    image, soft = (np.asarray(x[0]) for x in mixed)
+    assert 0 < np.median(soft) < np.max(soft) < 1
   # They are on what the net sees; what it is to rebuild stays clean.
   seen = mixing.noisy(image, keys, noise, net.deviation)
   seen = mixing.cut_out(seen, keys, cutout, net.mean)
@@ -199,13 +283,12 @@ def test_loss_by_hand(smoothing, noise, cutout, turns):
   others, _ = applied(seen[None], keys[None, ::-1])
   assert np.abs(others.logits - outputs.logits).max() > 1e-3
   logits = np.asarray(outputs.logits[0], np.float64)
-  assert logits.shape == (8, 9 if turns else 3)
+  assert logits.shape == (8, num_classes)
   right = np.mean(np.argmax(logits, axis=1) == label)
   np.testing.assert_allclose(metrics['accuracy'][0], right, rtol=1e-6)
   logits -= logits.max(1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-  right = -log_p[np.arange(8), label].mean()
-  cross_entropy = (1 - smoothing) * right - smoothing * log_p.mean()
+  cross_entropy = -(soft * log_p).sum(axis=1).mean()
   target = (image / 255 - 0.4) / 0.3
   error = np.mean((np.asarray(outputs.reconstruction[0]) - target) ** 2)
   np.testing.assert_allclose(

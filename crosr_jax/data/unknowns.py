@@ -120,7 +120,7 @@ def _check_changed(
   if same:
     raise types.UsageError(
       f'{field}: {name} leaves {same} of {len(known)} known test images as '
-      "they are, which cannot come as unknown; name another set, 'noise' for one"
+      "they are, which cannot come as unknown; name another set, as 'noise'"
     )
 
 
