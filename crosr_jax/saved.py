@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -63,17 +64,17 @@ def save(
     path.unlink(missing_ok=True)
   else:
     digests['features_sha256'] = _write(path, _by_field(features))
-  added = workdir / 'added.npz'
-  if added.exists() and not _read_added(added, digests['fitted_sha256']):
-    old = _kept_aside(workdir, _fit_of(added))
+  added, fit = workdir / 'added.npz', digests['fitted_sha256']
+  if added.exists() and not _read_added(added, fit):
+    old = _kept_aside(workdir, _fit_of(added, but=fit))
     logging.warning(
       '%s belongs to what was fitted before and is now %s; add its classes '
       'again, or fit as before',
       *(added, old.name),
     )
     added.replace(old)
-  kept = _kept_aside(workdir, digests['fitted_sha256'])
-  if kept.exists() and not added.exists():
+  kept = _kept_aside(workdir, fit)
+  if kept.exists() and not added.exists() and _read_added(kept, fit):
     logging.info('%s is of this fit: its classes are known again', kept)
     kept.replace(added)
   info = {**saved.info, 'format': FORMAT, **digests}
@@ -232,16 +233,22 @@ def load_added(
 
 def _kept_aside(workdir: pathlib.Path, fitted_sha256: str) -> pathlib.Path:
   """Where the classes are that were added to another fit."""
-  return workdir / f'added-{fitted_sha256[:12] or "damaged"}.npz'
+  return workdir / f'added-{fitted_sha256[:12]}.npz'
 
 
-def _fit_of(path: pathlib.Path) -> str:
-  """SHA-256 of the fit that classes were added to; '' where damaged."""
+def _fit_of(path: pathlib.Path, but: str) -> str:
+  """SHA-256 of another fit than `but` that classes were added to.
+
+  'damaged' where the file tells of none.
+  """
   try:
-    return str(_arrays(path.read_bytes()).get('fitted_sha256', ''))
+    found = str(_arrays(path.read_bytes()).get('fitted_sha256'))
   except Exception:
     # As in `_read_added`.
-    return ''
+    return 'damaged'
+  # It becomes a name: of no other folder, whoever wrote the file.
+  is_digest = re.fullmatch('[0-9a-f]{64}', found)
+  return found if is_digest and found != but else 'damaged'
 
 
 def _read_added(

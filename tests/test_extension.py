@@ -321,6 +321,16 @@ def test_kept_and_dropped(digits_copy, sevens, caplog):
   saved.save(digits_copy, found._replace(held_out=found.held_out[1:]))
   assert openset.load(digits_copy).class_names[-1] == 'eight'
   assert aside.read_bytes() == whole
+  # Damaged, or of a name that leads elsewhere, it is put aside and stays there.
+  with np.load(aside) as arrays:
+    fields = dict(arrays)
+  for fit in ('../' * 6, fields['fitted_sha256']):
+    damaged = {'mav': fields['mav'] * np.nan, 'fitted_sha256': fit}
+    np.savez(path, **fields | damaged)
+    bad = path.read_bytes()
+    saved.save(digits_copy, found)
+    assert (digits_copy / 'added-damaged.npz').read_bytes() == bad
+  saved.save(digits_copy, found._replace(held_out=found.held_out[1:]))
   flips = [
     bytes([*whole[:i], whole[i] ^ 255, *whole[i + 1 :]])
     for i in range(0, len(whole), len(whole) // 40)

@@ -651,3 +651,6 @@ def test_the_main_job(photos, tmp_path):
   assert (tmp_path / 'run' / 'figures' / 'samples.png').exists()
   model = openset.load(tmp_path / 'run')
   assert model.class_names == ('apple', 'fig', 'pear')
+  known = saved.load_info(tmp_path / 'run')['known_images']
+  folders = {'data.train_dir': str(photos / 'known')}
+  assert known == {'folders': folders, 'is_all_known': True}

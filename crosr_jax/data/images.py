@@ -221,6 +221,9 @@ def is_image(path: str | os.PathLike) -> bool:
   """By its name, or else by how it begins."""
   if pathlib.Path(path).suffix.lower() in SUFFIXES:
     return True
+  if not os.path.isfile(path):
+    # A pipe would be waited for.
+    return False
   try:
     with open(path, 'rb') as file:
       start = file.read(12)
