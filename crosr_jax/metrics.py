@@ -68,7 +68,7 @@ def fpr_at_tpr(
   Raises:
     UserError: as `threshold_at_tpr`.
   """
-  known, unknown = _finite(known, unknown)
+  (unknown,) = _finite(unknown)
   return float(np.mean(unknown <= threshold_at_tpr(known, tpr)))
 
 

@@ -454,8 +454,8 @@ def _model_info(
     'evaluation_seed': config.data.evaluation_seed,
     'known_images': {
       'folders': {
-        f'data.{field}': os.path.abspath(files.user_path(config.data[field]))
-        for field in ('train_dir', 'test_dir')
+        f'data.{field}': str(files.real(config.data[field]))
+        for field in settings.FOLDERS
         if config.data.get(field)
       },
       'is_all_known': not (

@@ -65,8 +65,9 @@ def save(
   else:
     digests['features_sha256'] = _write(path, _by_field(features))
   added, fit = workdir / 'added.npz', digests['fitted_sha256']
-  if added.exists() and not _read_added(added, fit):
-    old = _kept_aside(workdir, _fit_of(added, but=fit))
+  of = _read_added(added)[0] if added.exists() else fit
+  if of != fit:
+    old = _kept_aside(workdir, of)
     logging.warning(
       '%s belongs to what was fitted before and is now %s; add its classes '
       'again, or fit as before',
@@ -74,7 +75,7 @@ def save(
     )
     added.replace(old)
   kept = _kept_aside(workdir, fit)
-  if kept.exists() and not added.exists() and _read_added(kept, fit):
+  if kept.exists() and not added.exists() and _read_added(kept)[0] == fit:
     logging.info('%s is of this fit: its classes are known again', kept)
     kept.replace(added)
   info = {**saved.info, 'format': FORMAT, **digests}
@@ -221,8 +222,8 @@ def load_added(
   path = workdir / 'added.npz'
   if not path.exists():
     return None
-  arrays = _read_added(path, fitted_sha256)
-  if not arrays:
+  fit, arrays = _read_added(path)
+  if fit != fitted_sha256:
     raise types.UserError(
       f'{path} is damaged or not of this model.json; delete it and add its '
       'classes again'
@@ -232,38 +233,28 @@ def load_added(
 
 
 def _kept_aside(workdir: pathlib.Path, fitted_sha256: str) -> pathlib.Path:
-  """Where the classes are that were added to another fit."""
-  return workdir / f'added-{fitted_sha256[:12]}.npz'
+  """Where the classes are that were added to another fit.
 
-
-def _fit_of(path: pathlib.Path, but: str) -> str:
-  """SHA-256 of another fit than `but` that classes were added to.
-
-  'damaged' where the file tells of none.
+  It lies in no other folder, whoever wrote the digest.
   """
-  try:
-    found = str(_arrays(path.read_bytes()).get('fitted_sha256'))
-  except Exception:
-    # As in `_read_added`.
-    return 'damaged'
-  # It becomes a name: of no other folder, whoever wrote the file.
-  is_digest = re.fullmatch('[0-9a-f]{64}', found)
-  return found if is_digest and found != but else 'damaged'
+  is_digest = re.fullmatch('[0-9a-f]{64}', fitted_sha256)
+  return workdir / f'added-{fitted_sha256[:12] if is_digest else "damaged"}.npz'
 
 
-def _read_added(
-  path: pathlib.Path, fitted_sha256: str
-) -> dict[str, np.ndarray]:
-  """Fields of added classes; {} where damaged, or not of what is fitted."""
+def _read_added(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
+  """SHA-256 of the fit that classes were added to, and their fields.
+
+  Both empty where the file is damaged.
+  """
   data = path.read_bytes()
   try:
     arrays = _arrays(data)
-    is_of = str(arrays.pop('fitted_sha256', '')) == fitted_sha256
+    fit = str(arrays.pop('fitted_sha256'))
     _check_added(extension.Extension(**arrays))  # type: ignore[arg-type]
   except Exception:
     # Whatever is in it: a damaged file fails in many ways.
-    return {}
-  return arrays if is_of else {}
+    return '', {}
+  return fit, arrays
 
 
 def load_features(workdir: pathlib.Path) -> dict[str, types.Features]:

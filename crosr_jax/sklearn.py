@@ -96,15 +96,10 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
       raise types.UsageError(
         f'at least 2 classes are needed, y has 1 class: {self.classes_[0]!r}'
       )
+    asked = self.unknown_label
     # NaN is not itself, and finds nothing.
-    is_one = self.unknown_label is not None and (
-      not np.ndim(self.unknown_label)
-      and self.unknown_label == self.unknown_label
-    )
-    if not is_one:
-      raise types.UsageError(
-        f'unknown_label={self.unknown_label!r} is no single label'
-      )
+    if asked is None or np.ndim(asked) or asked != asked:
+      raise types.UsageError(f'unknown_label={asked!r} is no single label')
     # Those of pandas are objects.
     words = all(isinstance(name, str) for name in self.classes_)
     if words != isinstance(self.unknown_label, str):

@@ -465,14 +465,14 @@ def _maximum_likelihood(
   difference = np.where(valid, tail - smallest[:, None], 0.0)
   log_v = np.log1p(difference / translate)
   spread = log_v.max(axis=1)
-  # Two samples are equally far from their mean: what rounding makes of that is
-  # no tail.
   for k in np.flatnonzero(~np.isfinite(spread)):
     raise types.UserError(
       f'class {_name(k, class_names)}: from {smallest[k]:g} to '
       f'{np.nanmax(tail[k]):g} its distances reach farther than float64 '
       'counts; divide all by one number'
     )
+  # Two samples are equally far from their mean: what rounding makes of that is
+  # no tail.
   moves = difference.max(axis=1) > blocks.ROUNDING * np.abs(smallest)
   _check_spread(np.where(moves, spread, 0.0), smallest, count, class_names)
   _warn_fine(spread, difference, translate, class_names)
