@@ -92,9 +92,11 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     given = _as_given(given, X)
     multiclass.check_classification_targets(y)
     self.classes_, label = np.unique(y, return_inverse=True)
-    if len(self.classes_) < 2:
+    # As a user writes them, and not as NumPy does.
+    names = self.classes_.tolist()
+    if len(names) < 2:
       raise types.UsageError(
-        f'at least 2 classes are needed, y has 1 class: {self.classes_[0]!r}'
+        f'at least 2 classes are needed, y has 1 class: {names[0]!r}'
       )
     asked = self.unknown_label
     # NaN is not itself, and finds nothing.
@@ -105,17 +107,17 @@ class OpenSetClassifier(base.ClassifierMixin, base.BaseEstimator):
     if words != isinstance(self.unknown_label, str):
       raise types.UsageError(
         f'unknown_label={self.unknown_label!r} is of another kind than the '
-        f"classes, {self.classes_[0]!r} for one; take 'unknown' for words, -1 "
+        f"classes, {names[0]!r} for one; take 'unknown' for words, -1 "
         'for numbers'
       )
-    if self.unknown_label in self.classes_.tolist():
+    if self.unknown_label in names:
       raise types.UsageError(
         f'unknown_label={self.unknown_label!r} is a class of y; choose another'
       )
     count = np.bincount(label)
     if count.min() < 2:
       raise types.UserError(
-        f'class {self.classes_[np.argmin(count)]!r} has 1 sample, at least 2 '
+        f'class {names[np.argmin(count)]!r} has 1 sample, at least 2 '
         'are needed to fit it; add some, or leave it out'
       )
     rows, held_out = np.arange(len(y)), np.zeros(0, np.int64)

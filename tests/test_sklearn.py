@@ -85,8 +85,11 @@ def test_a_class_of_one_sample_is_named(digits):
   names = np.array(['a', 'b', '', '', '', 'zebra'])
   for reject_known in (0.0, 0.05):
     model = OpenSetClassifier(unknown_label='?', reject_known=reject_known)
-    with pytest.raises(types.UserError, match=r"'zebra'.* has 1 sample"):
+    with pytest.raises(types.UserError, match=r"class 'zebra' has 1 sample"):
       model.fit(train[rows], names[label[rows]])
+    model.unknown_label = -1
+    with pytest.raises(types.UserError, match='class 5 has 1 sample'):
+      model.fit(train[rows], label[rows])
 
 
 @pytest.mark.parametrize(
